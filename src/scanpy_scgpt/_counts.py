@@ -1,0 +1,249 @@
+"""Which matrix of an AnnData holds the counts, and its rows as CSR. Reads the object, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from ._logging import get_logger
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+logger = get_logger(__name__)
+
+_SCAN = 2**22  # values looked at in one go
+_SAMPLED_ROWS = 512  # rows per place that are looked at when the matrix lies on disk
+_LOGGED_MAX = 30  # log1p of any sensible normalised count stays below this
+SYMBOL_COLUMNS = ("gene_symbols", "gene_symbol", "symbol", "gene_name", "gene_names", "feature_name")
+ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id")
+
+
+@dataclass
+class _Seen:
+    """What the values of a matrix look like."""
+
+    minimum: float = 0.0
+    maximum: float = 0.0
+    n_bad: int = 0
+    n_negative: int = 0
+    n_values: int = 0
+    whole: bool = True
+
+    def add(self, values: np.ndarray) -> None:
+        for start in range(0, values.size, _SCAN):
+            part = values[start : start + _SCAN]
+            self.n_values += part.size
+            if part.dtype.kind == "f":
+                finite = np.isfinite(part)
+                if not finite.all():
+                    self.n_bad += int(part.size - finite.sum())
+                    part = part[finite]
+                self.whole = self.whole and bool((part == np.floor(part)).all())
+            if part.size:
+                self.minimum = min(self.minimum, float(part.min()))
+                self.maximum = max(self.maximum, float(part.max()))
+                self.n_negative += int((part < 0).sum()) if self.minimum < 0 else 0
+
+    @property
+    def is_counts(self) -> bool:
+        return self.whole and self.n_bad == 0 and self.minimum >= 0
+
+
+@dataclass
+class CountSource:
+    """One matrix of an AnnData, read by rows.
+
+    Attributes
+    ----------
+    where
+        Its place, such as `X`, `raw.X` or `layers['counts']`.
+    matrix
+        The matrix: dense, any sparse class, or on disk; shape `(n_obs, n_vars)`.
+    var
+        Annotation of its columns.
+    """
+
+    where: str
+    matrix: Any
+    var: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        if getattr(self.matrix, "format", None) == "csc":
+            if not sparse.issparse(self.matrix):
+                msg = (
+                    f"{self.where} lies on disk by columns (CSC), cells cannot be read from it one block at a time. "
+                    "Rewrite it by rows: a = adata.to_memory(); a.X = a.X.tocsr(); a.write_h5ad(path)."
+                )
+                raise ValueError(msg)
+            self.matrix = self.matrix.tocsr()
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.matrix.shape[0]
+
+    @property
+    def on_disk(self) -> bool:
+        """True when rows are read from a file."""
+        return not (sparse.issparse(self.matrix) or isinstance(self.matrix, np.ndarray))
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows `start:stop` as a CSR matrix with sorted columns; refuses NaN and negative values."""
+        block = sparse.csr_matrix(self._slice(start, stop))
+        if not block.has_sorted_indices:
+            block = block.sorted_indices()
+        if self.on_disk:
+            seen = _Seen()
+            seen.add(block.data)
+            self._refuse(seen)
+        return block
+
+    def _slice(self, start: int, stop: int) -> Any:  # noqa: ANN401: any matrix
+        block = self.matrix[start:stop]
+        return block.compute() if hasattr(block, "compute") else block  # a dask array
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        if sparse.issparse(self.matrix):
+            yield self.matrix.data
+            return
+        step = max(_SCAN // max(self.matrix.shape[1], 1), 1)
+        starts = range(0, self.n_obs, step)
+        if self.on_disk:
+            step = _SAMPLED_ROWS
+            starts = sorted({0, max(self.n_obs // 2 - step, 0), max(self.n_obs - step, 0)})
+        for start in starts:
+            block = self._slice(start, start + step)
+            yield block.data if sparse.issparse(block) else np.asarray(block).ravel()
+
+    @cached_property
+    def seen(self) -> _Seen:
+        """What its values look like; of a matrix on disk a sample."""
+        seen = _Seen()
+        for values in self._blocks():
+            seen.add(values)
+        return seen
+
+    def _refuse(self, seen: _Seen) -> None:
+        if seen.n_bad:
+            raise ValueError(self._bad_text(seen))
+        if seen.n_negative:
+            share = seen.n_negative / max(seen.n_values, 1)
+            msg = (
+                f"{self.where} has negative values (minimum {seen.minimum:.3g}; {share:.0%} of the entries looked "
+                "at): it looks scaled. Tokens need counts, or values whose order inside a cell is that of the counts."
+            )
+            raise ValueError(msg)
+
+    def _bad_text(self, seen: _Seen) -> str:
+        place = "one of its blocks" if self.on_disk else "it"
+        first = ""
+        if not self.on_disk:
+            first = f" First at row {self._first_bad()}."
+        target = "adata.X" if self.where == "X" else f"adata.{self.where}"
+        fix = (
+            f"{target}.data = np.nan_to_num({target}.data)"
+            if sparse.issparse(self.matrix)
+            else (f"{target} = np.nan_to_num({target})")
+        )
+        return f"{self.where}: {place} holds {seen.n_bad:,} NaN or infinite values.{first} Find out why, or set: {fix}"
+
+    def _first_bad(self) -> int:
+        if sparse.issparse(self.matrix):
+            at = int(np.flatnonzero(~np.isfinite(self.matrix.data))[0])
+            if self.matrix.format != "csr":
+                return int(self.matrix.tocoo().row[at])
+            return int(np.searchsorted(self.matrix.indptr, at, side="right") - 1)
+        return int(np.flatnonzero(~np.isfinite(self.matrix).all(axis=1))[0])
+
+    def kind(self) -> str:
+        """What the values are: `counts`, `log-normalised values` or `non-integer values`."""
+        if self.seen.is_counts:
+            return "counts"
+        return "log-normalised values" if self.seen.maximum <= _LOGGED_MAX else "non-integer values"
+
+    def gene_columns(self, gene_symbols: str | None = None) -> dict[str, pd.Series]:
+        """Columns of `var` that hold names of the genes: the one asked for, or those with a usual name."""
+        if gene_symbols is not None:
+            if gene_symbols not in self.var:
+                listed = ", ".join(map(str, self.var.columns)) or "none"
+                msg = f"var of {self.where} has no column {gene_symbols!r} (gene_symbols=). Columns: {listed}."
+                raise KeyError(msg)
+            return {gene_symbols: self.var[gene_symbols].astype(str)}
+        return {name: self.var[name].astype(str) for name in SYMBOL_COLUMNS + ENSEMBL_COLUMNS if name in self.var}
+
+
+def _candidates(adata: AnnData) -> dict[str, CountSource]:
+    found = {}
+    if "counts" in adata.layers:
+        found["layers['counts']"] = CountSource("layers['counts']", adata.layers["counts"], adata.var)
+    if adata.X is not None:
+        found["X"] = CountSource("X", adata.X, adata.var)
+    if adata.raw is not None:
+        found["raw.X"] = CountSource("raw.X", adata.raw.X, adata.raw.var)
+    return found
+
+
+def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | None = None) -> CountSource:
+    """Find the counts of an AnnData.
+
+    Order of truth: `layer` if given; `raw.X` if `use_raw`; else `layers['counts']`, `X` if it looks like counts,
+    `raw.X` if that does, `X` if it has no negative value (bins are ranks, so log-normalised values give nearly the
+    same tokens). `use_raw=False` leaves `raw.X` out.
+
+    Raises
+    ------
+    KeyError
+        When `layer` does not exist.
+    ValueError
+        When the matrix has NaN or negative values, or there is none.
+    """
+    if layer is not None and use_raw:
+        msg = f"layer={layer!r} and use_raw=True exclude each other: give one of them."
+        raise ValueError(msg)
+    if layer is not None:
+        if layer not in adata.layers:
+            listed = ", ".join(map(repr, adata.layers)) or "none"
+            msg = f"There is no layer {layer!r}. Layers: {listed}. Leave layer out to use X."
+            raise KeyError(msg)
+        chosen = CountSource(f"layers[{layer!r}]", adata.layers[layer], adata.var)
+        return _accepted(chosen, [])
+    found = _candidates(adata)
+    if use_raw:
+        if "raw.X" not in found:
+            msg = "use_raw=True, but adata.raw is None. Leave use_raw out to use X."
+            raise ValueError(msg)
+        return _accepted(found["raw.X"], [])
+    if use_raw is False:
+        found.pop("raw.X", None)
+    if not found:
+        msg = "adata has no matrix: X is None and there is no layer 'counts'. Name the layer with the counts: layer='...'."
+        raise ValueError(msg)
+    if "layers['counts']" in found:
+        return _accepted(found["layers['counts']"], [])
+    with_counts = [source for source in found.values() if source.seen.is_counts]
+    others = [source for source in found.values() if source.seen.n_bad == 0 and source.seen.minimum >= 0]
+    chosen = with_counts[0] if with_counts else found.get("X", next(iter(found.values())))
+    return _accepted(chosen, [source for source in others if source is not chosen])
+
+
+def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:
+    try:
+        source._refuse(source.seen)  # noqa: SLF001: same file
+    except ValueError as error:
+        advice = [f"use_raw=True ({o.where} has {o.kind()})" for o in others if o.where == "raw.X"]
+        hint = f" Pass {advice[0]}." if advice else " Name a layer with counts: layer='...'."
+        raise ValueError(f"{error}{hint if source.seen.n_negative else ''}") from None
+    if not source.seen.is_counts:
+        logger.info(
+            "note: %s holds %s; bins are ranks inside a cell, so the tokens are nearly those of the counts.",
+            source.where,
+            source.kind(),
+        )
+    return source

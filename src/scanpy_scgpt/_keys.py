@@ -1,0 +1,37 @@
+"""Every name that the package writes into an object. No other file spells one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UNS = "scgpt"
+"""`.uns` slot that holds one record per verb."""
+
+
+@dataclass(frozen=True)
+class TokenizeKeys:
+    """Slots of `pp.tokenize`."""
+
+    token: str = "scgpt_token"
+    match: str = "scgpt_match"
+    layer: str = "scgpt_bins"
+    uns: str = "tokenize"
+
+
+@dataclass(frozen=True)
+class EmbedKeys:
+    """Slots of `tl.embed`."""
+
+    obsm: str = "X_scgpt"
+    varm: str = "scgpt_genes"
+    quality: str = "scgpt_qc"
+    uns: str = "embed"
+
+    @classmethod
+    def named(cls, key_added: str | None) -> EmbedKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        return cls() if key_added is None else cls(obsm=key_added, uns=f"embed_{key_added}")
+
+
+TOKENIZE = TokenizeKeys()
+EMBED = EmbedKeys()

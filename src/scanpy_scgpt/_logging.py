@@ -1,0 +1,40 @@
+"""The package logger. Receipts go through it; a library never configures the root logger."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+LOGGER_NAME = "scanpy_scgpt"
+VERBOSITIES = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to whatever `sys.stderr` is now, so notebooks and captured output both work."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def stream(self) -> object:
+        return sys.stderr
+
+    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+        # An application that configures logging itself gets the records through its own handlers.
+        return super().filter(record) if not logging.getLogger().handlers else False
+
+
+def set_verbosity(level: str) -> None:
+    """Level of the package logger: `"error"`, `"warning"`, `"info"` or `"debug"`."""
+    logging.getLogger(LOGGER_NAME).setLevel(VERBOSITIES[level])
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Logger of a module of the package; the first call attaches the handler of the package."""
+    package = logging.getLogger(LOGGER_NAME)
+    if not any(isinstance(handler, _StderrHandler) for handler in package.handlers):
+        package.addHandler(_StderrHandler())
+        if package.level == logging.NOTSET:
+            package.setLevel(logging.INFO)
+    return logging.getLogger(name)

@@ -1,0 +1,65 @@
+"""Settings of the package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ._logging import VERBOSITIES, set_verbosity
+
+_FIELDS = ("model", "verbosity", "progress_bar")
+
+
+class Settings:
+    """Defaults that hold for the session; each can be set from the environment.
+
+    Attributes
+    ----------
+    model
+        Checkpoint that `model=None` means: a name or a folder (`SCANPY_SCGPT_MODEL`; default `"mini"`).
+    verbosity
+        `"error"`, `"warning"`, `"info"` (default: receipts are shown) or `"debug"` (`SCANPY_SCGPT_VERBOSITY`).
+    progress_bar
+        Show progress of long loops (`SCANPY_SCGPT_PROGRESS`, `0` or `1`; default 1).
+    """
+
+    def __init__(self) -> None:
+        self.model: str = os.environ.get("SCANPY_SCGPT_MODEL", "mini")
+        self.verbosity = os.environ.get("SCANPY_SCGPT_VERBOSITY", "info")
+        self.progress_bar = os.environ.get("SCANPY_SCGPT_PROGRESS", "1") != "0"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _FIELDS:
+            msg = f"There is no setting {name!r}; settings: {', '.join(_FIELDS)}."
+            raise AttributeError(msg)
+        if name == "verbosity":
+            if value not in VERBOSITIES:
+                msg = f"verbosity={value!r}: use one of {', '.join(map(repr, VERBOSITIES))}."
+                raise ValueError(msg)
+            set_verbosity(str(value))
+        if name == "progress_bar" and not isinstance(value, bool):
+            msg = f"progress_bar={value!r}: use True or False."
+            raise TypeError(msg)
+        if name == "model" and not isinstance(value, str | os.PathLike):
+            msg = f"model={value!r}: use the name of a checkpoint or the path of its folder."
+            raise TypeError(msg)
+        super().__setattr__(name, value)
+
+    @contextmanager
+    def override(self, **changes: object) -> Iterator[Settings]:
+        """Change settings inside a `with` block."""
+        before = {name: getattr(self, name) for name in changes}
+        try:
+            for name, value in changes.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in _FIELDS)})"
+
+
+settings = Settings()

@@ -1,0 +1,12 @@
+"""Choices that more than one folder names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Ties = Literal["random", "low", "mid", "high"]
+"""Which digit of a tie range a value gets."""
+Select = Literal["random", "top"]
+"""Which genes of a cell enter when it has more than the context holds."""
+Pooling = Literal["cls", "mean", "weighted"]
+"""How token vectors become a cell vector."""

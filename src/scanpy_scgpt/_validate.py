@@ -1,0 +1,61 @@
+"""Checks of arguments: each raises the final text and changes nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def check_one_of(value: object, choices: Iterable[object], *, name: str) -> None:
+    """`value` must be one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        msg = f"{name}={value!r}: use one of {', '.join(map(repr, choices))}{hint}."
+        raise ValueError(msg)
+
+
+def check_key(frame: pd.DataFrame, key: str, *, where: str) -> None:
+    """`frame` must have the column `key`."""
+    if key in frame:
+        return
+    near = difflib.get_close_matches(key, map(str, frame.columns), n=1)
+    hint = f"; did you mean {near[0]!r}" if near else ""
+    msg = f"{where} has no column {key!r}{hint}. Columns: {', '.join(map(str, frame.columns)) or 'none'}."
+    raise KeyError(msg)
+
+
+def check_anndata(data: object, *, function: str) -> None:
+    """`data` must be an AnnData."""
+    kind = type(data).__name__
+    if all(hasattr(data, name) for name in ("obs_names", "var_names", "layers", "obsm", "uns", "X")):
+        return
+    if hasattr(data, "mod"):
+        names = ", ".join(map(repr, data.mod))
+        first = "rna" if "rna" in data.mod else next(iter(data.mod), "rna")
+        msg = (
+            f"{function} takes one AnnData, this is a MuData with the modalities {names}. "
+            f"Pass the RNA modality: {function}(mdata[{first!r}])."
+        )
+        raise TypeError(msg)
+    msg = f"{function} takes an AnnData, this is a {kind}. Read a file with anndata.read_h5ad(path)."
+    raise TypeError(msg)
+
+
+def seed_of(rng: object) -> int:
+    """Seed from an `rng` argument: an integer, or a numpy Generator from which one is drawn."""
+    import numpy as np
+
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
+        return int(rng)
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**63))
+    if rng is None:
+        return int(np.random.default_rng().integers(2**63))
+    msg = f"rng={rng!r}: use an integer seed, a numpy.random.Generator, or None for a new draw."
+    raise TypeError(msg)

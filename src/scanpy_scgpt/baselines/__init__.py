@@ -1,0 +1,5 @@
+"""Simple opponents of the tools."""
+
+from ._embed import embed_pca
+
+__all__ = ["embed_pca"]

@@ -1,0 +1,21 @@
+"""Checkpoints on disk."""
+
+from ._checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointMismatchError,
+    LoadReport,
+    load_component,
+    write_checkpoint,
+)
+from ._read import read_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "LoadReport",
+    "load_component",
+    "read_checkpoint",
+    "write_checkpoint",
+]

@@ -1,0 +1,266 @@
+"""Checkpoints on disk: `config.json`, `vocab.json`, `weights.safetensors`, `card.md`. Never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from scanpy_scgpt.nn import TransformerConfig
+from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
+
+FORMAT_VERSION = 1
+FILES = ("config.json", "vocab.json", "weights.safetensors")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder is incomplete, damaged or of an unknown kind."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The weights of a checkpoint do not fit the network."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the tensors of a checkpoint.
+
+    Attributes
+    ----------
+    loaded
+        Names of the tensors of the network that were filled.
+    initialised
+        Names of the tensors of the network that the checkpoint does not have and that kept their initial values.
+    ignored
+        Name of each tensor of the file that was not used, with the reason.
+    """
+
+    loaded: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """One phrase with the three numbers."""
+        return (
+            f"{len(self.loaded)} tensors loaded, {len(self.initialised)} newly initialised, {len(self.ignored)} ignored"
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pretrained model as data: settings, vocabulary, weights.
+
+    Attributes
+    ----------
+    name
+        Name to show.
+    digest
+        First 8 hexadecimal digits of the SHA-256 of the weights file.
+    transformer, tokenizer
+        Settings of the network and of the tokens it was trained on.
+    vocab
+        Genes and their ids.
+    weights
+        Tensors by our names: `transformer.*`, `expression_head.*`, `cell_to_gene_head.*`, ...
+    info
+        Where it comes from: training data, settings, losses.
+    card
+        Text for people.
+    ignored
+        Tensors of the file that have no place, with the reason.
+    """
+
+    name: str
+    transformer: TransformerConfig
+    tokenizer: TokenizerConfig
+    vocab: GeneVocab
+    weights: Mapping[str, Tensor]
+    digest: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    card: str = ""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """`name@digest`."""
+        return f"{self.name}@{self.digest}" if self.digest else self.name
+
+
+def load_component(
+    module: nn.Module, checkpoint: Checkpoint, component: str, *, optional: frozenset[str] = frozenset()
+) -> LoadReport:
+    """Fill a part of a network with the weights of a checkpoint, strictly.
+
+    Parameters
+    ----------
+    module
+        Network part to fill in place.
+    checkpoint
+        Source.
+    component
+        Prefix of its tensors in the checkpoint, such as `"transformer"`.
+    optional
+        Tensors that may be missing and then keep their initial values.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        When a tensor that is not optional is missing or has another shape; nothing is filled then.
+    """
+    wanted = module.state_dict()
+    prefix = f"{component}."
+    found = {name.removeprefix(prefix): t for name, t in checkpoint.weights.items() if name.startswith(prefix)}
+    wrong = {
+        name: f"shape {tuple(found[name].shape)} in the file, {tuple(tensor.shape)} in the network"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    }
+    missing = [name for name in wanted if name not in found and name not in optional]
+    if wrong or missing:
+        raise CheckpointMismatchError(_mismatch_text(checkpoint, component, list(wanted), missing, wrong))
+    loaded = {name: found[name] for name in wanted if name in found}
+    module.load_state_dict({**wanted, **loaded}, strict=True)
+    ignored = {f"{component}.{name}": "the network has no such tensor" for name in found if name not in wanted}
+    return LoadReport(
+        tuple(f"{component}.{name}" for name in loaded),
+        tuple(f"{component}.{name}" for name in wanted if name not in loaded),
+        {**checkpoint.ignored, **ignored},
+    )
+
+
+def _mismatch_text(
+    checkpoint: Checkpoint, component: str, wanted: list[str], missing: list[str], wrong: dict[str, str]
+) -> str:
+    attention = [name for name in wanted if ".attention." in name]
+    lost = [name for name in attention if name in missing or name in wrong]
+    text = (
+        f"{checkpoint.label}: {len(missing) + len(wrong)} of {len(wanted)} tensors of the {component} cannot be loaded"
+    )
+    if lost:
+        text += f", among them {len(lost)} of {len(attention)} attention tensors"
+    if missing:
+        text += f". Missing: {', '.join(missing[:3])}"
+    if wrong:
+        name, reason = next(iter(wrong.items()))
+        text += f". Other shape: {name} ({reason})"
+    unused = list(checkpoint.ignored)[:3]
+    if unused:
+        text += f". Not understood in the file: {', '.join(unused)}"
+    return text + ". Random weights are never used in their place: check that all files are of one checkpoint."
+
+
+def file_digest(path: Path) -> str:
+    """First 8 hexadecimal digits of the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401: any JSON
+    """Parsed JSON file; a damaged one is a :class:`CheckpointError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is no valid JSON ({error}). The file is damaged: copy the checkpoint folder again."
+        raise CheckpointError(msg) from error
+
+
+def read_own(folder: Path) -> Checkpoint:
+    """Read a folder in our format."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        msg = f"{folder} lacks {', '.join(missing)}; a checkpoint has {', '.join(FILES)}. Copy the whole folder."
+        raise CheckpointError(msg)
+    config = read_json(folder / "config.json")
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
+        msg = (
+            f"{folder / 'config.json'} has format_version {version!r}, this release reads {FORMAT_VERSION}. "
+            "A newer file needs a newer release: pip install -U scanpy-scgpt."
+        )
+        raise CheckpointError(msg)
+    try:
+        vocab = GeneVocab.from_mapping(read_json(folder / "vocab.json"), source=str(folder / "vocab.json"))
+        weights = {name: tensor.float() for name, tensor in load_file(folder / "weights.safetensors").items()}
+        transformer = TransformerConfig.from_dict(config["transformer"])
+        tokenizer = TokenizerConfig(**config["tokenizer"])
+    except SafetensorError as error:
+        msg = f"{folder / 'weights.safetensors'} is damaged ({error}). Copy the checkpoint folder again."
+        raise CheckpointError(msg) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{folder}: {error}"
+        raise CheckpointError(msg) from error
+    card = folder / "card.md"
+    return Checkpoint(
+        name=config.get("name", folder.name),
+        transformer=transformer,
+        tokenizer=tokenizer,
+        vocab=vocab,
+        weights=weights,
+        digest=file_digest(folder / "weights.safetensors"),
+        info=config.get("info", {}),
+        card=card.read_text(encoding="utf-8") if card.is_file() else "",
+    )
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, folder: str | Path, *, half: bool = False, overwrite: bool = False
+) -> None:
+    """Write a checkpoint folder; it appears whole or not at all.
+
+    Parameters
+    ----------
+    checkpoint
+        What to write.
+    folder
+        Target; its parents are made.
+    half
+        Store weights in half precision (they are read back as float32).
+    overwrite
+        Replace a folder that exists.
+
+    Raises
+    ------
+    FileExistsError
+        When the folder exists and `overwrite` is not set.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace it."
+        raise FileExistsError(msg)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        config = {
+            "format_version": FORMAT_VERSION,
+            "name": checkpoint.name,
+            "transformer": checkpoint.transformer.to_dict(),
+            "tokenizer": checkpoint.tokenizer.to_dict(),
+            "info": dict(checkpoint.info),
+        }
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        checkpoint.vocab.write(draft / "vocab.json")
+        dtype = torch.float16 if half else torch.float32
+        weights = {name: t.detach().cpu().to(dtype).contiguous().clone() for name, t in checkpoint.weights.items()}
+        save_file(weights, draft / "weights.safetensors")
+        (draft / "card.md").write_text(checkpoint.card or f"# {checkpoint.name}\n", encoding="utf-8")
+        draft.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / "old")
+            os.replace(draft, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,171 @@
+"""Folders of the original release (`best_model.pt`, `args.json`, `vocab.json`). The only file that knows its names."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanpy_scgpt.nn import TransformerConfig
+from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
+
+from ._checkpoint import Checkpoint, CheckpointError, CheckpointMismatchError, file_digest, read_json
+
+WEIGHTS_FILE = "best_model.pt"
+FILES = (WEIGHTS_FILE, "args.json", "vocab.json")
+_LAYER = r"transformer_encoder\.layers\.(\d+)\."
+
+# Original name (without `module.`) -> our name. The attention has three spellings for the same rows.
+_RENAMED = tuple(
+    (re.compile(f"^{old}$"), new)
+    for old, new in (
+        (r"encoder\.embedding\.weight", r"transformer.encoder.genes.embedding.weight"),
+        (r"encoder\.enc_norm\.(weight|bias)", r"transformer.encoder.genes.norm.\1"),
+        (r"value_encoder\.(linear1|linear2|norm)\.(weight|bias)", r"transformer.encoder.values.\1.\2"),
+        (r"value_encoder\.embedding\.weight", r"transformer.encoder.values.embedding.weight"),
+        (r"value_encoder\.enc_norm\.(weight|bias)", r"transformer.encoder.values.norm.\1"),
+        (_LAYER + r"self_attn\.(?:_impl\.)?Wqkv\.(weight|bias)", r"transformer.layers.\1.attention.in_proj.\2"),
+        (_LAYER + r"self_attn\.in_proj_(weight|bias)", r"transformer.layers.\1.attention.in_proj.\2"),
+        (_LAYER + r"self_attn\.(?:_impl\.)?out_proj\.(weight|bias)", r"transformer.layers.\1.attention.out_proj.\2"),
+        (_LAYER + r"(linear1|linear2)\.(weight|bias)", r"transformer.layers.\1.feed_forward.\2.\3"),
+        (_LAYER + r"(norm1|norm2)\.(weight|bias)", r"transformer.layers.\1.\2.\3"),
+        (r"decoder\.fc\.(\d+)\.(weight|bias)", r"expression_head.network.\1.\2"),
+        (r"decoder\.zero_logit\.(\d+)\.(weight|bias)", r"expression_head.nonzero.\1.\2"),
+        (r"mvc_decoder\.gene2query\.(weight|bias)", r"cell_to_gene_head.query.\1"),
+        (r"mvc_decoder\.W\.weight", r"cell_to_gene_head.weight.weight"),
+        (r"mvc_decoder\.W_zero_logit\.(weight|bias)", r"cell_to_gene_head.nonzero.\1"),
+        (r"mvc_decoder\.(fc1|fc2)\.(weight|bias)", r"cell_to_gene_head.\1.\2"),
+        (r"mvc_decoder\.hidden_activation\.weight", r"cell_to_gene_head.activation.weight"),
+        (r"cls_decoder\._decoder\.0\.(weight|bias)", r"class_head.hidden.0.\1"),
+        (r"cls_decoder\._decoder\.3\.(weight|bias)", r"class_head.hidden.1.\1"),
+        (r"cls_decoder\._decoder\.2\.(weight|bias)", r"class_head.norms.0.\1"),
+        (r"cls_decoder\._decoder\.5\.(weight|bias)", r"class_head.norms.1.\1"),
+        (r"cls_decoder\.out_layer\.(weight|bias)", r"class_head.out.\1"),
+    )
+)
+_FLAG = "flag_encoder.weight"  # two rows; the second stands in for an unknown value, the first is never used
+
+
+def renamed(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of an original state dict by our names, and the others with the reason why they have no place."""
+    weights: dict[str, Tensor] = {}
+    ignored: dict[str, str] = {}
+    for name, tensor in state.items():
+        plain = name.removeprefix("module.")
+        if plain == _FLAG and tuple(tensor.shape[:1]) == (2,):
+            weights["transformer.encoder.unknown"] = tensor[1].float()
+            continue
+        new = next((pattern.sub(to, plain) for pattern, to in _RENAMED if pattern.match(plain)), None)
+        if new is None:
+            ignored[name] = "no part of this release has such a tensor"
+        elif new in weights:
+            ignored[name] = f"the file has another tensor for {new}"
+        else:
+            weights[new] = tensor.float()
+    return weights, ignored
+
+
+def _shape(weights: dict[str, Tensor], name: str, *, path: Path, found: list[str]) -> tuple[int, ...]:
+    if name in weights:
+        return tuple(weights[name].shape)
+    msg = (
+        f"{path}: no tensor of the file becomes {name!r}, so this is no scGPT model (or its names are of a kind that is "
+        f"not known). First names: {', '.join(found[:4])}."
+    )
+    raise CheckpointMismatchError(msg)
+
+
+def transformer_config(
+    weights: dict[str, Tensor], args: dict[str, Any], vocab: GeneVocab, *, path: Path, found: list[str]
+) -> TransformerConfig:
+    """Shape of the network, read from the tensors; heads and dropout come from `args.json`."""
+    n_tokens, d_model = _shape(weights, "transformer.encoder.genes.embedding.weight", path=path, found=found)
+    _shape(weights, "transformer.layers.0.attention.in_proj.weight", path=path, found=found)
+    d_ff = _shape(weights, "transformer.layers.0.feed_forward.linear1.weight", path=path, found=found)[0]
+    n_layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("transformer.layers."))
+    encoding, n_bins = "continuous", int(args.get("n_bins") or TokenizerConfig.n_bins)
+    if "transformer.encoder.values.embedding.weight" in weights:
+        encoding, n_bins = "category", weights["transformer.encoder.values.embedding.weight"].shape[0] - 2
+    elif "transformer.encoder.values.linear1.weight" not in weights:
+        encoding = "scaling"
+    if n_tokens != len(vocab):
+        msg = (
+            f"{path}: the gene table has {n_tokens:,} rows, vocab.json {len(vocab):,} tokens: "
+            "the two files are not of one checkpoint."
+        )
+        raise CheckpointMismatchError(msg)
+    n_heads = args.get("nheads", args.get("nhead"))
+    if n_heads is None:
+        msg = f"{path.parent / 'args.json'} does not give the number of heads ('nheads'), and no tensor tells it."
+        raise CheckpointError(msg)
+    return TransformerConfig(
+        n_tokens=n_tokens,
+        pad_id=vocab[str(args.get("pad_token") or "<pad>")],
+        d_model=d_model,
+        n_heads=int(n_heads),
+        n_layers=n_layers,
+        d_ff=d_ff,
+        dropout=float(args.get("dropout") or 0.0),
+        value_encoding=encoding,
+        n_bins=n_bins,
+    )
+
+
+def read_legacy(folder: Path) -> Checkpoint:
+    """Read a folder of the original release; nothing in it is unpickled beyond tensors."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        msg = (
+            f"{folder} lacks {', '.join(missing)}; a folder of the original release has {', '.join(FILES)}. "
+            "Download the missing file from where the others came."
+        )
+        raise CheckpointError(msg)
+    args = read_json(folder / "args.json")
+    if not isinstance(args, dict):
+        msg = f"{folder / 'args.json'} holds a JSON {type(args).__name__}; the settings of a model are an object."
+        raise CheckpointError(msg)
+    try:
+        vocab = GeneVocab.from_mapping(read_json(folder / "vocab.json"), source=str(folder / "vocab.json"))
+    except (ValueError, AttributeError, TypeError) as error:
+        msg = f"{folder / 'vocab.json'}: {error}"
+        raise CheckpointError(msg) from error
+    path = folder / WEIGHTS_FILE
+    state = _read_tensors(path)
+    weights, ignored = renamed(state)
+    config = transformer_config(weights, args, vocab, path=path, found=list(state))
+    length = int(args.get("max_seq_len") or TokenizerConfig.max_length)
+    tokenizer = TokenizerConfig(
+        n_bins=config.n_bins, ties="random", max_length=length, cls_value=float(args.get("pad_value", -2))
+    )
+    return Checkpoint(
+        name=folder.name,
+        transformer=config,
+        tokenizer=tokenizer,
+        vocab=vocab,
+        weights=weights,
+        digest=file_digest(path),
+        info={"format": "original release", "args": args},
+        ignored=ignored,
+    )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        msg = (
+            f"{path} cannot be read as tensors ({first}). It is damaged, or holds objects other than tensors, which are "
+            "never loaded because they could run code. Download it again from its source."
+        )
+        raise CheckpointError(msg) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        msg = f"{path} holds no plain dict of tensors; the original release saves model.state_dict()."
+        raise CheckpointError(msg)
+    return state

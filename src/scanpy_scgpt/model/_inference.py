@@ -1,0 +1,142 @@
+"""The one forward-only loop: counts or tokens to numpy, cell by cell in the order of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from scanpy_scgpt._progress import track
+from scanpy_scgpt._types import Pooling
+from scanpy_scgpt.data import batches_by_length, collate_digits
+from scanpy_scgpt.io import Checkpoint, LoadReport, load_component
+from scanpy_scgpt.module import CellEncoder
+from scanpy_scgpt.tokenizer import Tokens
+
+_TOKENS_ON_CPU, _TOKENS_ON_GPU = 4096, 2**18
+_NOT_FOR_EMBEDDING = frozenset({"encoder.unknown"})  # absent from checkpoints without generative training
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Device by name; `"auto"` takes CUDA, then MPS, then CPU.
+
+    Raises
+    ------
+    ValueError
+        When the device is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        msg = f"device={device!r} is not available ({str(error).splitlines()[0]}). Use device='auto' or device='cpu'."
+        raise ValueError(msg) from error
+    return torch.device(device)
+
+
+@dataclass
+class Embedder:
+    """A checkpoint ready to embed cells.
+
+    Parameters
+    ----------
+    checkpoint
+        The pretrained model.
+    device
+        `"auto"`, `"cpu"`, `"cuda"`, `"mps"`, ...
+    max_tokens
+        Most tokens of a batch; by default what suits the device.
+    pooling
+        How token vectors become a cell vector.
+    """
+
+    checkpoint: Checkpoint
+    device: str = "auto"
+    max_tokens: int | None = None
+    pooling: Pooling = "cls"
+    report: LoadReport = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.torch_device = choose_device(self.device)
+        on_cpu = self.torch_device.type == "cpu"
+        self.max_tokens = self.max_tokens or (_TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU)
+        tokenizer = self.checkpoint.tokenizer
+        self.encoder = CellEncoder(
+            self.checkpoint.transformer, n_bins=tokenizer.n_bins, cls_value=tokenizer.cls_value, pooling=self.pooling
+        )
+        self.report = load_component(
+            self.encoder.transformer, self.checkpoint, "transformer", optional=_NOT_FOR_EMBEDDING
+        )
+        self.encoder = self.encoder.prepare().to(self.torch_device)
+
+    @property
+    def n_latent(self) -> int:
+        """Length of a cell vector."""
+        return self.checkpoint.transformer.d_model
+
+    def embed_tokens(self, tokens: Tokens) -> np.ndarray:
+        """Vectors of the cells, shape `(n_cells, n_latent)`, float32, not scaled."""
+        out = np.empty((len(tokens), self.n_latent), dtype=np.float32)
+        vocab = self.checkpoint.vocab
+        for cells in batches_by_length(tokens.lengths, max_tokens=self.max_tokens):
+            batch = collate_digits(
+                tokens.take(cells),
+                pad_id=vocab.pad_id,
+                cls_id=vocab.cls_id,
+                cls_digit=self.checkpoint.tokenizer.n_bins,
+            )
+            moved = (None if x is None else x.to(self.torch_device) for x in batch)
+            out[cells] = self.encoder(*moved).float().cpu().numpy()
+        return out
+
+    def embed_blocks(self, blocks: Iterable[Tokens], *, n_obs: int, normalize: bool = True) -> np.ndarray:
+        """Vectors of blocks of cells, in order.
+
+        Parameters
+        ----------
+        blocks
+            Tokens of consecutive cells.
+        n_obs
+            Number of all cells.
+        normalize
+            Scale each vector to length 1.
+
+        Returns
+        -------
+        Array of shape `(n_obs, n_latent)`, float32.
+        """
+        out = np.empty((n_obs, self.n_latent), dtype=np.float32)
+        start = 0
+        with track("embed", total=n_obs) as advance:
+            for tokens in blocks:
+                out[start : start + len(tokens)] = self.embed_tokens(tokens)
+                start += len(tokens)
+                advance(len(tokens))
+        if normalize:
+            np.divide(out, np.linalg.norm(out, axis=1, keepdims=True), out=out)
+        return out
+
+    def gene_vectors(self, ids: np.ndarray) -> np.ndarray:
+        """Vectors of tokens (after the layer norm of the gene table).
+
+        Parameters
+        ----------
+        ids
+            Vocabulary ids, shape `(n,)`; -1 for a gene without one.
+
+        Returns
+        -------
+        Array of shape `(n, n_latent)`, float32; NaN where there is no id.
+        """
+        vectors = self.encoder.gene_table.float().cpu().numpy()[ids]
+        vectors[np.asarray(ids) < 0] = np.nan
+        return vectors
+
+    def record(self) -> dict[str, str]:
+        """How vectors are made, as kept in `.uns`."""
+        return {"pooling": self.pooling, "device": str(self.torch_device), "precision": "fp32"}

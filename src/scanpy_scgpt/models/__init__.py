@@ -1,0 +1,7 @@
+"""Pretrained models by name."""
+
+from scanpy_scgpt.io import Checkpoint
+
+from ._zoo import available, load, untrained
+
+__all__ = ["Checkpoint", "available", "load", "untrained"]

@@ -1,0 +1,99 @@
+"""Forward-only encoder: the transformer rewritten for inference, with the same result.
+
+Exact rewrites: the normalised gene table and the value network over its few digits are looked up; the last layer is
+computed for the `<cls>` query alone, without forming keys and values (`q . (W_k x) = (W_k^T q) . x` and
+`sum a_j W_v x_j = W_v sum a_j x_j`; the key bias shifts all scores of a head alike, so softmax does not see it).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scanpy_scgpt._types import Pooling
+from scanpy_scgpt.nn import CategoryValueEncoder, CellTransformer, EncoderLayer, TransformerConfig, pool
+
+
+class CellEncoder(nn.Module):
+    """Cells to vectors, forward only. Fill `transformer` with weights, then call :meth:`prepare`.
+
+    Parameters
+    ----------
+    config
+        Shape of the network.
+    n_bins
+        Number of digits that can occur, the one for zero included.
+    cls_value
+        Value of the `<cls>` token.
+    pooling
+        How token vectors become a cell vector.
+    """
+
+    def __init__(self, config: TransformerConfig, *, n_bins: int, cls_value: float, pooling: Pooling = "cls") -> None:
+        super().__init__()
+        self.transformer = CellTransformer(config)
+        self.n_bins, self.cls_value, self.pooling = n_bins, cls_value, pooling
+        self.cls_only = pooling == "cls" and config.norm_scheme == "post"
+
+    @torch.no_grad()
+    def prepare(self) -> CellEncoder:
+        """Make the lookup tables from the weights as they are now, and switch to evaluation."""
+        self.eval()
+        encoder = self.transformer.encoder
+        digits = torch.arange(self.n_bins + 1, dtype=torch.float32)
+        digits[-1] = self.cls_value  # the last row is <cls>
+        if isinstance(encoder.values, CategoryValueEncoder) and self.cls_value < 0:
+            digits[-1] = self.n_bins  # negative marks have their own rows there
+        self.register_buffer("digits", digits, persistent=False)
+        self.register_buffer("gene_table", encoder.genes.table(), persistent=False)
+        self.register_buffer("value_table", encoder.values and encoder.values(digits), persistent=False)
+        return self
+
+    @torch.inference_mode()
+    def forward(self, gene_ids: Tensor, digits: Tensor, padding: Tensor | None) -> Tensor:
+        """Encode cells.
+
+        Parameters
+        ----------
+        gene_ids
+            (batch, length) int64, `<cls>` first.
+        digits
+            (batch, length) int64; the first column holds `n_bins`, the row of `<cls>`.
+        padding
+            (batch, length) bool, True where padded, or None.
+
+        Returns
+        -------
+        (batch, d_model), not scaled.
+        """
+        x = F.embedding(gene_ids, self.gene_table)
+        if self.value_table is None:
+            x = x * self.digits[digits].unsqueeze(-1).to(x.dtype)
+        else:
+            x = x + F.embedding(digits, self.value_table)
+        layers = self.transformer.layers
+        for layer in layers[:-1] if self.cls_only else layers:
+            x = layer(x, padding)
+        if self.cls_only:
+            return _cls_of_layer(layers[-1], x, padding)
+        values = self.digits[digits].to(x.dtype)
+        return pool(x, how=self.pooling, padding=padding, values=values)
+
+
+def _cls_of_layer(layer: EncoderLayer, x: Tensor, padding: Tensor | None) -> Tensor:
+    """The `<cls>` row (batch, d_model) of one post-norm layer over `x` (batch, length, d_model)."""
+    attention = layer.attention
+    d, heads = x.shape[-1], attention.n_heads
+    weight, bias = attention.in_proj.weight, attention.in_proj.bias
+    cls = x[:, 0]
+    query = F.linear(cls, weight[:d], bias[:d]).view(-1, heads, d // heads)
+    toward_keys = torch.einsum("bhd,hdk->bhk", query, weight[d : 2 * d].view(heads, d // heads, d))
+    scores = toward_keys @ x.transpose(1, 2) / math.sqrt(d // heads)
+    if padding is not None:
+        scores = scores.masked_fill(padding[:, None, :], -torch.inf)
+    mixed = torch.softmax(scores.float(), dim=-1).to(x.dtype) @ x
+    out = torch.einsum("bhk,hdk->bhd", mixed, weight[2 * d :].view(heads, d // heads, d)).flatten(1) + bias[2 * d :]
+    return layer.mix(cls, lambda _: attention.out_proj(out))

@@ -1,0 +1,24 @@
+"""The network: tensors in, tensors out."""
+
+from ._attention import SelfAttention, generative_attention
+from ._config import TransformerConfig
+from ._embeddings import CategoryValueEncoder
+from ._heads import CellToGeneHead, ClassHead, Expression, ExpressionHead
+from ._layers import EncoderLayer
+from ._pooling import POOLINGS, pool
+from ._transformer import CellTransformer
+
+__all__ = [
+    "POOLINGS",
+    "CategoryValueEncoder",
+    "CellToGeneHead",
+    "CellTransformer",
+    "ClassHead",
+    "EncoderLayer",
+    "Expression",
+    "ExpressionHead",
+    "SelfAttention",
+    "TransformerConfig",
+    "generative_attention",
+    "pool",
+]

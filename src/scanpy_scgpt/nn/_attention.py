@@ -1,0 +1,142 @@
+"""Attention: one module, a plain form and a generative form.
+
+Generative form: `known` tokens come first. Every query sees the known keys; an unknown token sees its own key besides.
+It is computed without a `length x length` mask: one call for all queries on the known keys returns the log-sum-exp
+`L` of each softmax, and the own key enters in closed form, `out = w * out + (1 - w) * v_own` with
+`w = sigmoid(L - q . k_own)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _KnownPlusSelf(torch.autograd.Function):
+    """Generative attention on CPU through the flash kernel, with its own backward.
+
+    Shapes: `q`, `k`, `v` (batch, heads, length, d_head); `bias` (batch, 1, length, n_known) additive, or None.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, n_known: int, bias: Tensor | None) -> Tensor:
+        known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
+        attended, lse = _flash(q, known_k, known_v, 0.0, False, attn_mask=bias)  # noqa: FBT003
+        swapped = lse.shape[1] != q.shape[1]  # (batch, length, heads) in some releases
+        lse = (lse.transpose(1, 2) if swapped else lse).float()
+        scale = 1 / math.sqrt(q.shape[-1])
+        own = (q[:, :, n_known:] * k[:, :, n_known:]).sum(-1).float() * scale
+        weight = torch.sigmoid(lse[:, :, n_known:] - own).unsqueeze(-1).to(q.dtype)
+        out = attended.clone()
+        out[:, :, n_known:] = weight * attended[:, :, n_known:] + (1 - weight) * v[:, :, n_known:]
+        merged = lse.clone()
+        merged[:, :, n_known:] = torch.logaddexp(lse[:, :, n_known:], own)
+        merged = merged.transpose(1, 2).contiguous() if swapped else merged
+        ctx.save_for_backward(q, k, v, out, merged, 1 - weight, bias)
+        ctx.n_known = n_known
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, out, merged, own_weight, bias = ctx.saved_tensors
+        n = ctx.n_known
+        # With the log-sum-exp of the merged softmax the kernel's gradients on the known keys are exact.
+        dq, dk_known, dv_known = _flash_backward(
+            grad.contiguous(),
+            q,
+            k[:, :, :n],
+            v[:, :, :n],
+            out,
+            merged,
+            0.0,
+            False,
+            attn_mask=bias,
+        )
+        dk, dv, dq = torch.zeros_like(k), torch.zeros_like(v), dq.clone()
+        dk[:, :, :n], dv[:, :, :n] = dk_known, dv_known
+        g = grad[:, :, n:]
+        ds = own_weight * (g * (v[:, :, n:] - out[:, :, n:])).sum(-1, keepdim=True) / math.sqrt(q.shape[-1])
+        dq[:, :, n:] += ds * k[:, :, n:]
+        dk[:, :, n:] = ds * q[:, :, n:]
+        dv[:, :, n:] = own_weight * g
+        return dq, dk, dv, None, None
+
+
+def _known_plus_self_portable(q: Tensor, k: Tensor, v: Tensor, n_known: int, bias: Tensor | None) -> Tensor:
+    """The same through plain operations, for devices without the CPU kernel."""
+    known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
+    scale = 1 / math.sqrt(q.shape[-1])
+    scores = (q @ known_k.transpose(-1, -2)) * scale
+    scores = scores if bias is None else scores + bias
+    seen = F.softmax(scores[:, :, :n_known], dim=-1) @ known_v
+    own = (q[:, :, n_known:] * k[:, :, n_known:]).sum(-1, keepdim=True) * scale
+    weights = F.softmax(torch.cat([scores[:, :, n_known:], own], dim=-1), dim=-1)
+    generated = weights[..., :n_known] @ known_v + weights[..., n_known:] * v[:, :, n_known:]
+    return torch.cat([seen, generated], dim=2)
+
+
+def generative_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, n_known: int, known_padding: Tensor | None = None
+) -> Tensor:
+    """Known tokens see known tokens; an unknown token sees known tokens and itself.
+
+    Parameters
+    ----------
+    q, k, v
+        (batch, heads, length, d_head), the known tokens first.
+    n_known
+        Number of known positions.
+    known_padding
+        (batch, n_known) bool, True where padded, or None.
+
+    Returns
+    -------
+    (batch, heads, length, d_head); softmax of scaled products over the allowed keys, times `v`.
+    """
+    bias = None
+    if known_padding is not None:
+        bias = torch.zeros(known_padding.shape, dtype=q.dtype, device=q.device)
+        bias = bias.masked_fill(known_padding, -torch.inf)[:, None, None, :].expand(-1, 1, q.shape[2], -1)
+    if q.device.type == "cpu":
+        return _KnownPlusSelf.apply(q, k, v, n_known, bias)
+    return _known_plus_self_portable(q, k, v, n_known, bias)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection (rows: q, k, v; heads contiguous inside each)."""
+
+    def __init__(self, *, d_model: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads, self.dropout = n_heads, dropout
+        self.in_proj = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` (batch, length, d_model) -> three times (batch, heads, length, d_head)."""
+        return self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """`x` (batch, length, d_model), `padding` (batch, length) bool or None -> (batch, length, d_model)."""
+        mask = None if padding is None else ~padding[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(*self._qkv(x), attn_mask=mask, dropout_p=dropout)
+        return self.out_proj(out.transpose(1, 2).flatten(-2))
+
+    def generative(self, x: Tensor, n_known: int, known_padding: Tensor | None, *, project_unknown: bool) -> Tensor:
+        """Generative form.
+
+        `x` (batch, length, d_model) with the known tokens first -> (batch, length, d_model).
+        `project_unknown=False` leaves the output projection out for unknown tokens, as the original does.
+        """
+        out = generative_attention(*self._qkv(x), n_known=n_known, known_padding=known_padding)
+        out = out.transpose(1, 2).flatten(-2)
+        if project_unknown:
+            return self.out_proj(out)
+        return torch.cat([self.out_proj(out[:, :n_known]), out[:, n_known:]], dim=1)

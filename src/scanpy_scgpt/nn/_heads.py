@@ -1,0 +1,107 @@
+"""Prediction heads. No loss."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CellToGeneStyle = Literal["inner product", "inner product, detach", "concat query", "sum query"]
+
+
+class Expression(NamedTuple):
+    """Predicted values (batch, length) and, when asked for, the probability of being non-zero, same shape."""
+
+    values: Tensor
+    nonzero: Tensor | None
+
+
+def _token_network(d_in: int, d_model: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(d_in, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model), nn.LeakyReLU(), nn.Linear(d_model, 1)
+    )
+
+
+class ExpressionHead(nn.Module):
+    """Expression of each gene from its token vector (gene expression prediction, GEP).
+
+    Shapes: `hidden` (batch, length, d_in) -> :class:`Expression` of (batch, length), on the scale of the bins.
+    """
+
+    def __init__(self, *, d_model: int, d_in: int | None = None, explicit_zeros: bool = False) -> None:
+        super().__init__()
+        self.network = _token_network(d_in or d_model, d_model)
+        self.nonzero = _token_network(d_in or d_model, d_model) if explicit_zeros else None
+
+    def forward(self, hidden: Tensor) -> Expression:
+        nonzero = None if self.nonzero is None else torch.sigmoid(self.nonzero(hidden).squeeze(-1))
+        return Expression(self.network(hidden).squeeze(-1), nonzero)
+
+
+class CellToGeneHead(nn.Module):
+    """Expression of each gene from the cell vector (GEPC; "MVC" in the original code).
+
+    Shapes: `cell` (batch, d_cell), `genes` (batch, length, d_model) -> :class:`Expression` of (batch, length).
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_cell: int | None = None,
+        style: CellToGeneStyle = "inner product",
+        explicit_zeros: bool = False,
+    ) -> None:
+        super().__init__()
+        if style not in get_args(CellToGeneStyle):
+            msg = f"style={style!r}: use one of {', '.join(map(repr, get_args(CellToGeneStyle)))}."
+            raise ValueError(msg)
+        d_cell = d_cell or d_model
+        self.style = style
+        self.nonzero = None
+        if style.startswith("inner product"):
+            self.query = nn.Linear(d_model, d_model)
+            self.weight = nn.Linear(d_model, d_cell, bias=False)
+            self.nonzero = nn.Linear(d_model, d_cell) if explicit_zeros else None
+        else:
+            d_query = 64 if style == "concat query" else d_model
+            self.query = nn.Linear(d_model, d_query)
+            self.fc1 = nn.Linear(d_cell + 64 if style == "concat query" else d_cell, 64)
+            self.activation = nn.PReLU()
+            self.fc2 = nn.Linear(64, 1)
+
+    def forward(self, cell: Tensor, genes: Tensor) -> Expression:
+        if self.style == "inner product, detach":
+            genes = genes.detach()
+        query = torch.sigmoid(self.query(genes))
+        if not self.style.startswith("inner product"):
+            return Expression(self._from_query(cell, query), None)
+        values = torch.einsum("bld,bd->bl", self.weight(query), cell)
+        if self.nonzero is None:
+            return Expression(values, None)
+        return Expression(values, torch.sigmoid(torch.einsum("bld,bd->bl", self.nonzero(query), cell)))
+
+    def _from_query(self, cell: Tensor, query: Tensor) -> Tensor:
+        cell = cell.unsqueeze(1).expand(-1, query.shape[1], -1)
+        x = torch.cat([cell, query], dim=-1) if self.style == "concat query" else cell + query
+        return self.fc2(self.activation(self.fc1(x))).squeeze(-1)
+
+
+class ClassHead(nn.Module):
+    """Scores of classes from the cell vector.
+
+    Shapes: `cell` (batch, d_model) -> (batch, n_classes), unnormalised.
+    """
+
+    def __init__(self, *, d_model: int, n_classes: int, n_layers: int = 3) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(d_model, d_model) for _ in range(n_layers - 1))
+        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(n_layers - 1))
+        self.out = nn.Linear(d_model, n_classes)
+
+    def forward(self, cell: Tensor) -> Tensor:
+        for linear, norm in zip(self.hidden, self.norms, strict=True):
+            cell = norm(F.relu(linear(cell)))
+        return self.out(cell)

@@ -1,0 +1,56 @@
+"""Encoder layer: attention and feed-forward part with their norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._attention import SelfAttention
+from ._config import NormScheme
+
+
+class FeedForward(nn.Module):
+    """Two affine maps with ReLU between. Shapes: (..., d_model) -> (..., d_model)."""
+
+    def __init__(self, *, d_model: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class EncoderLayer(nn.Module):
+    """One transformer layer.
+
+    Shapes: `x` (batch, length, d_model) -> (batch, length, d_model). `attend` maps vectors to attended vectors of the
+    same shape; it carries masks and the form of attention.
+    """
+
+    def __init__(
+        self, *, attention: SelfAttention, feed_forward: FeedForward, d_model: int, dropout: float, scheme: NormScheme
+    ) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = attention, feed_forward
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.scheme = scheme
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Bidirectional attention; `padding` (batch, length) bool, True where padded, or None."""
+        return self.mix(x, lambda tokens: self.attention(tokens, padding))
+
+    def mix(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """Residuals and norms around any form of attention."""
+        if self.scheme == "pre":
+            x = x + self.dropout(attend(self.norm1(x)))
+            return x + self.dropout(self.feed_forward(self.norm2(x)))
+        if self.scheme == "legacy_pre":
+            x = self.norm1(x)
+            x = self.norm2(x + self.dropout(attend(x)))
+            return x + self.dropout(self.feed_forward(x))
+        x = self.norm1(x + self.dropout(attend(x)))
+        return self.norm2(x + self.dropout(self.feed_forward(x)))

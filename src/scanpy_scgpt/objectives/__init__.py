@@ -1,0 +1,7 @@
+"""Objectives: pure functions of tensors."""
+
+from ._combine import Loss, combine
+from ._contrastive import contrastive_cells, elastic_similarity
+from ._reconstruction import masked_mse, masked_nonzero_nll
+
+__all__ = ["Loss", "combine", "contrastive_cells", "elastic_similarity", "masked_mse", "masked_nonzero_nll"]

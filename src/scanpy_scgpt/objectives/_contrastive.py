@@ -1,0 +1,28 @@
+"""Objectives on the similarity of cells."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def elastic_similarity(cells: Tensor, *, threshold: float = 0.3) -> Tensor:
+    """Elastic cell similarity (ECS): `mean of 1 - (s - threshold)^2` over all pairs, `s` the cosine above 0.
+
+    The diagonal is set to 0, and pairs below the threshold are pushed apart: both as in the original.
+
+    Shapes: `cells` (batch, d_model) -> scalar.
+    """
+    unit = F.normalize(cells, dim=1)
+    similarity = F.relu((unit @ unit.T).fill_diagonal_(0))
+    return (1 - (similarity - threshold).square()).mean()
+
+
+def contrastive_cells(first: Tensor, second: Tensor, *, temperature: float = 0.5) -> Tensor:
+    """Contrastive cell embedding (CCE): two views of a cell belong together, views of two cells do not.
+
+    Shapes: `first`, `second` (batch, d_model), row `i` of both from cell `i` -> scalar.
+    """
+    similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
+    return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))

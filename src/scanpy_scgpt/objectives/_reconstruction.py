@@ -1,0 +1,24 @@
+"""Reconstruction of expression values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def masked_mse(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Mean squared error over the positions that count; 0 when none does (GEP, GEPC of Cui et al. 2024).
+
+    Shapes: `predicted`, `target` (batch, length) float; `counted` (batch, length) bool -> scalar.
+    """
+    error = (predicted - target).square().masked_fill(~counted, 0)
+    return error.sum() / counted.sum().clamp(min=1)
+
+
+def masked_nonzero_nll(probability: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Mean negative log-likelihood of being zero or not.
+
+    Shapes: `probability` of being non-zero, `target` value, (batch, length); `counted` bool -> scalar.
+    """
+    likelihood = torch.where(target > 0, probability, 1 - probability)
+    return -(likelihood.log().masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1))

@@ -1,0 +1,5 @@
+"""Figures."""
+
+from ._embed import embeddings
+
+__all__ = ["embeddings"]

@@ -1,0 +1,110 @@
+"""Files of raw counts to one corpus of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+
+from scanpy_scgpt._counts import CountSource, choose_counts
+from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, Tokens, cell_keys, match_genes
+
+logger = get_logger(__name__)
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of all cells of a corpus.
+
+    Attributes
+    ----------
+    tokens
+        Uncut tokens.
+    names
+        Name of each cell, file included, shape `(n_cells,)`.
+    study
+        Study of each cell, shape `(n_cells,)`.
+    """
+
+    tokens: Tokens
+    names: np.ndarray
+    study: np.ndarray
+
+    def split(self, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of training and validation cells; a cell's side depends on its name and the seed alone."""
+        held = cell_keys(self.names, seed=seed, purpose="validation") < np.uint64(int(share * 2**64))
+        enough = self.tokens.lengths > 1
+        return np.flatnonzero(~held & enough), np.flatnonzero(held & enough)
+
+
+def _read(path: Path) -> ad.AnnData:
+    if path.suffix == ".h5mu":
+        from mudata import read_h5mu
+
+        mdata = read_h5mu(path)
+        if "rna" not in mdata.mod:
+            msg = f"{path} has no modality 'rna'; it has {', '.join(map(repr, mdata.mod))}."
+            raise ValueError(msg)
+        return mdata.mod["rna"]
+    return ad.read_h5ad(path)
+
+
+def _counts_of(path: Path) -> tuple[ad.AnnData, CountSource]:
+    adata = _read(path)
+    source = choose_counts(adata)
+    if not source.seen.is_counts:
+        msg = f"{path}: {source.where} holds {source.kind()}; pretraining needs raw counts. Leave the file out."
+        raise ValueError(msg)
+    return adata, source
+
+
+def build_vocab(files: Iterable[Path], names: Sequence[str], *, min_cells: int) -> GeneVocab:
+    """Vocabulary of the genes that enough cells of a corpus express.
+
+    Parameters
+    ----------
+    files
+        Files of raw counts.
+    names
+        Names that may enter, in the order of their ids.
+    min_cells
+        Fewest cells with a count.
+    """
+    everything = GeneVocab(dict.fromkeys(names))
+    expressed = np.zeros(len(everything), dtype=np.int64)
+    for path in files:
+        _, source = _counts_of(path)
+        ids = match_genes(source.var.index, everything, columns=source.gene_columns()).ids
+        for start in range(0, source.n_obs, _BLOCK):
+            columns = source.rows(start, start + _BLOCK).indices
+            expressed += np.bincount(ids[columns][ids[columns] >= 0], minlength=len(everything))
+    return GeneVocab(gene for gene in everything.genes if expressed[everything[gene]] >= min_cells)
+
+
+def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, seed: int) -> Corpus:
+    """Tokenise files of raw counts (`.h5ad`, or the modality `rna` of `.h5mu`).
+
+    The study of a cell is `obs["study"]`, else the name of its file.
+
+    Raises
+    ------
+    ValueError
+        When a file does not hold raw counts.
+    """
+    tokens, names, studies = [], [], []
+    for path in files:
+        adata, source = _counts_of(path)
+        match = match_genes(source.var.index, tokenizer.vocab, columns=source.gene_columns())
+        named = np.array([f"{path.stem}/{name}" for name in adata.obs_names], dtype=object)
+        for start in range(0, source.n_obs, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            tokens.append(tokenizer.bins(source.rows(block.start, block.stop), match.ids, named[block], seed=seed)[0])
+        names.append(named)
+        studies.append(adata.obs["study"].astype(str).to_numpy() if "study" in adata.obs else [path.stem] * adata.n_obs)
+        logger.info("corpus: %s · %s cells · %s", path.name, f"{adata.n_obs:,}", match.summary())
+    return Corpus(Tokens.concatenate(tokens), np.concatenate(names), np.concatenate(studies))

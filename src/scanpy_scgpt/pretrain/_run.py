@@ -1,0 +1,305 @@
+"""Pretraining: only wires corpus, batches, module, plan and checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lp
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._settings import settings
+from scanpy_scgpt._types import Ties
+from scanpy_scgpt._version import __version__
+from scanpy_scgpt.data import GenerativeBatches, StepSampler
+from scanpy_scgpt.io import Checkpoint, write_checkpoint
+from scanpy_scgpt.module import PretrainModule
+from scanpy_scgpt.nn import TransformerConfig
+from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, TokenizerConfig
+from scanpy_scgpt.train import PlanConfig, TrainingPlan
+
+from ._card import model_card
+from ._corpus import Corpus, build_corpus
+from ._gene_table import coexpression_table
+
+logger = get_logger(__name__)
+_VALIDATION_STEPS = 8
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of :func:`run`.
+
+    Attributes
+    ----------
+    d_model, n_heads, n_layers, d_ff, dropout
+        Shape of the network.
+    n_bins, ties
+        Value bins of input and target; `"mid"` keeps all signal and no noise in the targets.
+    max_length
+        Longest sequence while training, `<cls>` included; longer cells are sampled anew at each step.
+    batch_size
+        Cells per step.
+    max_steps
+        Steps of the whole run.
+    epoch_steps
+        Steps between two validations and checkpoints: what a killed run can lose.
+    lr, warmup_steps
+        Highest learning rate; linear warm-up, then cosine to zero.
+    gene_lr_scale
+        Factor on the learning rate of the gene table; 0 keeps it as it was started.
+    ratios
+        Shares of unknown genes, one drawn per batch.
+    prompt_after
+        Step from which the pass from the cell vector is trained too.
+    weights
+        Weight of the terms `gep`, `gepc`, `prompt`, `contrast`.
+    contrast
+        Train the contrastive term between two disjoint sets of genes of a cell.
+    validation_share
+        Share of cells held out.
+    precision
+        Precision of Lightning's trainer, such as `"32-true"` or `"bf16-mixed"`.
+    """
+
+    d_model: int = 512
+    n_heads: int = 8
+    n_layers: int = 12
+    d_ff: int = 512
+    dropout: float = 0.2
+    n_bins: int = 51
+    ties: Ties = "mid"
+    max_length: int = 1200
+    batch_size: int = 64
+    max_steps: int = 10_000
+    epoch_steps: int = 100
+    lr: float = 1e-4
+    warmup_steps: int = 1000
+    gene_lr_scale: float = 1.0
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    prompt_after: int = 1000
+    weights: dict[str, float] = field(default_factory=dict)
+    contrast: bool = False
+    validation_share: float = 0.03
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
+            msg = f"ratios={self.ratios!r}: shares of unknown genes lie between 0 and 1; the original has 0.25, 0.5, 0.75."
+            raise ValueError(msg)
+        if not 0 < self.validation_share < 1:
+            msg = f"validation_share={self.validation_share!r}: use a share between 0 and 1, such as 0.03."
+            raise ValueError(msg)
+
+
+class _PromptAfter(lp.Callback):
+    """Switch the pass from the cell vector on after some steps; validation always has it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: lp.Trainer, plan: TrainingPlan, *_: Any) -> None:
+        plan.module.prompting = trainer.global_step >= self.step
+
+    def on_validation_start(self, _trainer: lp.Trainer, plan: TrainingPlan) -> None:
+        plan.module.prompting = True
+
+
+def run(
+    files: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    vocab: GeneVocab,
+    name: str = "pretrained",
+    config: PretrainConfig | None = None,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    resume: bool = True,
+    half: bool = False,
+    rng: int = 0,
+    **changes: Any,  # noqa: ANN401: fields of the configuration
+) -> Checkpoint:
+    """Pretrain a transformer on raw counts: expression from known genes, from the cell vector, and from a cell prompt.
+
+    The generative objective of :cite:t:`Cui2024`: the genes of a cell are split into known and unknown ones, an unknown
+    gene sees the known genes and itself. The gene table starts from factorised co-expression.
+
+    Parameters
+    ----------
+    files
+        `.h5ad` files with raw counts (or `.h5mu` with a modality `rna`); `obs["study"]` names the study.
+    out
+        Folder for `checkpoints/` (to resume), `metrics.csv` and the finished model in `model/`.
+    vocab
+        Genes of the model.
+    name
+        Name of the model.
+    config, **changes
+        Settings; keyword arguments change single fields.
+    accelerator, devices
+        Passed to :class:`lightning.pytorch.Trainer`.
+    resume
+        Go on from the last checkpoint in `out`, if there is one.
+    half
+        Store the weights in half precision.
+    rng
+        Seed of weights, split and batches. Global random state is left as it was.
+
+    Returns
+    -------
+    The finished model, also written to `out/model`.
+
+    Raises
+    ------
+    ValueError
+        When a file does not hold raw counts, or a setting is out of range.
+    """
+    config = replace(config or PretrainConfig(), **changes)
+    out, files = Path(out), [Path(path) for path in files]
+    started = time.time()
+    tokenizer = TokenizerConfig(n_bins=config.n_bins, ties=config.ties, max_length=1200, cls_value=-2.0)
+    corpus = build_corpus(files, Tokenizer(vocab, tokenizer), seed=rng)
+    training, validation = corpus.split(share=config.validation_share, seed=rng)
+    batches = {
+        "train": _batches(corpus, training, vocab, config, seed=rng),
+        "validation": _batches(corpus, validation, vocab, config, seed=rng + 1),
+    }
+    plan = _plan(corpus, training, vocab, config, seed=rng)
+    trainer = _trainer(out, config, accelerator=accelerator, devices=devices)
+    sampler = StepSampler(config.epoch_steps, done=lambda: trainer.global_step)
+    last = out / "checkpoints" / "last.ckpt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng)
+        trainer.fit(
+            plan,
+            DataLoader(batches["train"], batch_size=None, sampler=sampler),
+            DataLoader(batches["validation"], batch_size=None, sampler=range(_VALIDATION_STEPS)),
+            ckpt_path=last if resume and last.is_file() else None,
+        )
+    info = {
+        "files": [path.name for path in files],
+        "studies": {str(k): int(v) for k, v in pd.Series(corpus.study).value_counts().sort_index().items()},
+        "n_cells": len(corpus.tokens),
+        "n_training_cells": len(training),
+        "n_validation_cells": len(validation),
+        "losses": {k: float(v) for k, v in trainer.callback_metrics.items() if "validation" in k},
+        "mean_bin_mse": mean_bin_error(corpus, training, batches["validation"]),
+        "settings": asdict(config),
+        "seconds": time.time() - started,
+        "version": __version__,
+        "pooling": "cls",
+    }
+    checkpoint = Checkpoint(
+        name=name,
+        transformer=plan.module.transformer.config,
+        tokenizer=tokenizer,
+        vocab=vocab,
+        weights={k: v for k, v in plan.module.state_dict().items()},
+        info=info,
+        card=model_card(name, info, vocab=vocab, n_parameters=sum(p.numel() for p in plan.module.parameters())),
+    )
+    write_checkpoint(checkpoint, out / "model", half=half, overwrite=True)
+    return checkpoint
+
+
+def _batches(
+    corpus: Corpus, cells: np.ndarray, vocab: GeneVocab, config: PretrainConfig, *, seed: int
+) -> GenerativeBatches:
+    return GenerativeBatches(
+        corpus.tokens,
+        cells,
+        batch_size=min(config.batch_size, len(cells)),
+        max_length=config.max_length,
+        ratios=config.ratios,
+        pad_id=vocab.pad_id,
+        cls_id=vocab.cls_id,
+        cls_value=-2.0,
+        seed=seed,
+    )
+
+
+def _plan(corpus: Corpus, training: np.ndarray, vocab: GeneVocab, config: PretrainConfig, *, seed: int) -> TrainingPlan:
+    shape = TransformerConfig(
+        n_tokens=len(vocab),
+        pad_id=vocab.pad_id,
+        d_model=config.d_model,
+        n_heads=config.n_heads,
+        n_layers=config.n_layers,
+        d_ff=config.d_ff,
+        dropout=config.dropout,
+        n_bins=config.n_bins,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = PretrainModule(shape, contrast=config.contrast, weights=config.weights)
+    groups = pd.factorize(corpus.study[training], sort=True)[0]
+    table = coexpression_table(
+        corpus.tokens.take(training),
+        groups,
+        n_tokens=len(vocab),
+        d_model=config.d_model,
+        rng=np.random.default_rng(seed),
+    )
+    module.start_from(torch.from_numpy(table), mean_digit=config.n_bins / 2)
+    return TrainingPlan(
+        module,
+        PlanConfig(
+            lr=config.lr,
+            total_steps=config.max_steps,
+            warmup_steps=config.warmup_steps,
+            lr_scale={"transformer.encoder.genes.embedding": config.gene_lr_scale},
+        ),
+    )
+
+
+def _trainer(out: Path, config: PretrainConfig, *, accelerator: str, devices: int | str) -> lp.Trainer:
+    return lp.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        precision=config.precision,
+        max_steps=config.max_steps,
+        gradient_clip_val=1.0,
+        logger=CSVLogger(out, name="", version=""),
+        callbacks=[
+            ModelCheckpoint(
+                out / "checkpoints", save_last=True, every_n_epochs=1, save_top_k=0, save_on_train_epoch_end=True
+            ),
+            _PromptAfter(config.prompt_after),
+        ],
+        enable_progress_bar=settings.progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.epoch_steps,
+    )
+
+
+def mean_bin_error(corpus: Corpus, training: np.ndarray, validation: GenerativeBatches) -> dict[str, float]:
+    """Mean squared error of two predictors without a network on the batches of the validation loss.
+
+    `constant`: the mean digit of the training cells; `per_gene`: the mean digit of each gene there.
+    """
+    seen = corpus.tokens.take(training)
+    overall = float(seen.values.mean())
+    n = int(corpus.tokens.gene_ids.max()) + 1
+    count = np.bincount(seen.gene_ids, minlength=n)
+    mean = np.where(
+        count > 0, np.bincount(seen.gene_ids, weights=seen.values, minlength=n) / np.maximum(count, 1), overall
+    )
+    errors = {"constant": 0.0, "per_gene": 0.0}
+    for step in range(_VALIDATION_STEPS):
+        batch = validation[step]
+        counted = ~batch.unknown_padding.numpy()
+        target, genes = batch.targets.numpy()[counted], batch.unknown_ids.numpy()[counted]
+        errors["constant"] += float(np.square(target - overall).mean()) / _VALIDATION_STEPS
+        errors["per_gene"] += float(np.square(target - mean[genes]).mean()) / _VALIDATION_STEPS
+    return errors

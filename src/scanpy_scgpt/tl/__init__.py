@@ -1,0 +1,5 @@
+"""Tools: one function per task."""
+
+from ._embed import embed
+
+__all__ = ["embed"]

@@ -1,0 +1,30 @@
+"""Counts to tokens: vocabulary, gene matching, value bins, selection. Numpy and numba only."""
+
+from ._binning import TIES, bin_row_reference, bin_rows
+from ._encode import Tokenizer, TokenizerConfig
+from ._genes import GeneMatch, GeneMatchError, GeneTable, match_genes, require_enough
+from ._hash import cell_keys
+from ._select import SELECT
+from ._tokens import Tokens
+from ._vocab import CLS, EOC, PAD, SPECIAL_TOKENS, GeneVocab
+
+__all__ = [
+    "CLS",
+    "EOC",
+    "PAD",
+    "SELECT",
+    "SPECIAL_TOKENS",
+    "TIES",
+    "GeneMatch",
+    "GeneMatchError",
+    "GeneTable",
+    "GeneVocab",
+    "Tokenizer",
+    "TokenizerConfig",
+    "Tokens",
+    "bin_row_reference",
+    "bin_rows",
+    "cell_keys",
+    "match_genes",
+    "require_enough",
+]

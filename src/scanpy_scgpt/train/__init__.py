@@ -1,0 +1,5 @@
+"""Training with Lightning."""
+
+from ._plan import PlanConfig, TrainingPlan
+
+__all__ = ["PlanConfig", "TrainingPlan"]

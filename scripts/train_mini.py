@@ -3,7 +3,7 @@
     python scripts/train_mini.py DATA_FOLDER OUT_FOLDER
 
 The data folder holds the files named below and `knowledge/genes_human_gencode.tsv.gz`. A run that was killed goes on
-from its last checkpoint when it is started again. About 50 minutes on 2 cores.
+from its last checkpoint when it is started again. About half an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ CONFIG = pretrain.PretrainConfig(
     dropout=0.0,
     max_length=300,
     batch_size=64,
-    max_steps=2000,
+    max_steps=1000,
     lr=1e-3,
     warmup_steps=50,
     gene_lr_scale=0.0,
-    prompt_after=1500,
+    prompt_after=750,
     weights={"gep": 0.01, "gepc": 0.01, "prompt": 0.01, "contrast": 1.0},
     contrast=True,
+    panel_share=0.3,
     precision="bf16-mixed",
 )
 

@@ -223,7 +223,7 @@ def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | N
     if use_raw is False:
         found.pop("raw.X", None)
     if not found:
-        msg = "adata has no matrix: X is None and there is no layer 'counts'. Name the layer with the counts: layer='...'."
+        msg = "adata has no matrix: X is None, and there is no layer 'counts'. Name the layer that holds them: layer='...'."
         raise ValueError(msg)
     if "layers['counts']" in found:
         return _accepted(found["layers['counts']"], [])
@@ -239,7 +239,8 @@ def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:
     except ValueError as error:
         advice = [f"use_raw=True ({o.where} has {o.kind()})" for o in others if o.where == "raw.X"]
         hint = f" Pass {advice[0]}." if advice else " Name a layer with counts: layer='...'."
-        raise ValueError(f"{error}{hint if source.seen.n_negative else ''}") from None
+        msg = f"{error}{hint if source.seen.n_negative else ''}"
+        raise ValueError(msg) from None
     if not source.seen.is_counts:
         logger.info(
             "note: %s holds %s; bins are ranks inside a cell, so the tokens are nearly those of the counts.",

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from scanpy_scgpt._batch import CellBatch, GenerativeBatch
-from scanpy_scgpt.tokenizer import Tokens
+from scanpy_scgpt.tokenizer import Tokens, bin_rows
 
 
 def split_generative(
@@ -70,6 +70,27 @@ def split_generative(
     )
 
 
+def as_panel(tokens: Tokens, *, n_tokens: int, n_bins: int, rng: np.random.Generator) -> Tokens:
+    """The cells as a smaller gene panel would show them: a random share of the genes, digits taken anew among these.
+
+    Parameters
+    ----------
+    tokens
+        Cells with digits of any tie rule.
+    n_tokens
+        Size of the vocabulary.
+    n_bins
+        Number of bins with the one for zero.
+    rng
+        Source of the share (5 to 100 %, uniform in its logarithm) and of the genes.
+    """
+    share = np.exp(rng.uniform(np.log(0.05), 0.0))
+    panel = tokens.masked((rng.random(n_tokens) < share)[tokens.gene_ids])
+    keys = np.zeros(len(panel), dtype=np.uint64)
+    digits = bin_rows(panel.indptr, panel.values.astype(np.float32), panel.gene_ids, keys, n_bins=n_bins, ties="mid")
+    return Tokens(panel.indptr, panel.gene_ids, digits)
+
+
 class GenerativeBatches(Dataset[GenerativeBatch]):
     """Batch number `step` of an endless shuffled run over cells; a batch depends on (seed, step) alone.
 
@@ -87,6 +108,10 @@ class GenerativeBatches(Dataset[GenerativeBatch]):
         Shares of unknown genes, one drawn per batch.
     pad_id, cls_id, cls_value
         Special tokens.
+    panel_share
+        Share of batches that are shown as a smaller gene panel would show them (:func:`as_panel`).
+    n_tokens, n_bins
+        Size of the vocabulary and number of bins, for the panels.
     seed
         Seed of order and splits.
     """
@@ -103,11 +128,15 @@ class GenerativeBatches(Dataset[GenerativeBatch]):
         cls_id: int,
         cls_value: float,
         seed: int,
+        panel_share: float = 0.0,
+        n_tokens: int = 0,
+        n_bins: int = 51,
     ) -> None:
         self.tokens, self.cells = tokens, cells
         self.batch_size, self.max_length, self.ratios = batch_size, max_length, tuple(ratios)
         self.special = {"pad_id": pad_id, "cls_id": cls_id, "cls_value": cls_value}
         self.seed = seed
+        self.panel_share, self.panel = panel_share, {"n_tokens": n_tokens, "n_bins": n_bins}
 
     @property
     def steps_per_pass(self) -> int:
@@ -119,6 +148,8 @@ class GenerativeBatches(Dataset[GenerativeBatch]):
         order = np.random.default_rng([self.seed, 0, passed]).permutation(self.cells)
         rng = np.random.default_rng([self.seed, 1, step])
         chosen = self.tokens.take(order[i * self.batch_size : (i + 1) * self.batch_size])
+        if rng.random() < self.panel_share:
+            chosen = as_panel(chosen, rng=rng, **self.panel)
         ratio = float(rng.choice(self.ratios))
         return split_generative(chosen, ratio=ratio, max_length=self.max_length, rng=rng, **self.special)
 

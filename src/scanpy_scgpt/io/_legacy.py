@@ -73,8 +73,8 @@ def _shape(weights: dict[str, Tensor], name: str, *, path: Path, found: list[str
     if name in weights:
         return tuple(weights[name].shape)
     msg = (
-        f"{path}: no tensor of the file becomes {name!r}, so this is no scGPT model (or its names are of a kind that is "
-        f"not known). First names: {', '.join(found[:4])}."
+        f"{path}: no tensor of the file becomes {name!r}, so this is no scGPT model (or its names are of an unknown "
+        f"kind). First names: {', '.join(found[:4])}."
     )
     raise CheckpointMismatchError(msg)
 
@@ -159,8 +159,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         msg = (
-            f"{path} cannot be read as tensors ({first}). It is damaged, or holds objects other than tensors, which are "
-            "never loaded because they could run code. Download it again from its source."
+            f"{path} cannot be read as tensors ({first}). It is damaged, or holds objects other than tensors, which "
+            "are never loaded because they could run code. Download it again from its source."
         )
         raise CheckpointError(msg) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

@@ -30,9 +30,9 @@ class _KnownPlusSelf(torch.autograd.Function):
         known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
         attended, lse = _flash(q, known_k, known_v, 0.0, False, attn_mask=bias)  # noqa: FBT003
         swapped = lse.shape[1] != q.shape[1]  # (batch, length, heads) in some releases
-        lse = (lse.transpose(1, 2) if swapped else lse).float()
+        lse = lse.transpose(1, 2) if swapped else lse  # float32 for half precision, else the dtype of q
         scale = 1 / math.sqrt(q.shape[-1])
-        own = (q[:, :, n_known:] * k[:, :, n_known:]).sum(-1).float() * scale
+        own = (q[:, :, n_known:] * k[:, :, n_known:]).sum(-1).to(lse.dtype) * scale
         weight = torch.sigmoid(lse[:, :, n_known:] - own).unsqueeze(-1).to(q.dtype)
         out = attended.clone()
         out[:, :, n_known:] = weight * attended[:, :, n_known:] + (1 - weight) * v[:, :, n_known:]

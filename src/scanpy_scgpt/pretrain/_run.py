@@ -66,6 +66,8 @@ class PretrainConfig:
         Weight of the terms `gep`, `gepc`, `prompt`, `contrast`.
     contrast
         Train the contrastive term between two disjoint sets of genes of a cell.
+    panel_share
+        Share of batches whose cells are shown as a smaller gene panel would show them, digits taken anew.
     validation_share
         Share of cells held out.
     precision
@@ -90,12 +92,13 @@ class PretrainConfig:
     prompt_after: int = 1000
     weights: dict[str, float] = field(default_factory=dict)
     contrast: bool = False
+    panel_share: float = 0.0
     validation_share: float = 0.03
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
-            msg = f"ratios={self.ratios!r}: shares of unknown genes lie between 0 and 1; the original has 0.25, 0.5, 0.75."
+            msg = f"ratios={self.ratios!r}: shares of unknown genes lie between 0 and 1, as in (0.25, 0.5, 0.75)."
             raise ValueError(msg)
         if not 0 < self.validation_share < 1:
             msg = f"validation_share={self.validation_share!r}: use a share between 0 and 1, such as 0.03."
@@ -172,7 +175,7 @@ def run(
     training, validation = corpus.split(share=config.validation_share, seed=rng)
     batches = {
         "train": _batches(corpus, training, vocab, config, seed=rng),
-        "validation": _batches(corpus, validation, vocab, config, seed=rng + 1),
+        "validation": _batches(corpus, validation, vocab, replace(config, panel_share=0.0), seed=rng + 1),
     }
     plan = _plan(corpus, training, vocab, config, seed=rng)
     trainer = _trainer(out, config, accelerator=accelerator, devices=devices)
@@ -180,19 +183,17 @@ def run(
     last = out / "checkpoints" / "last.ckpt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
-        trainer.fit(
-            plan,
-            DataLoader(batches["train"], batch_size=None, sampler=sampler),
-            DataLoader(batches["validation"], batch_size=None, sampler=range(_VALIDATION_STEPS)),
-            ckpt_path=last if resume and last.is_file() else None,
-        )
+        shown = DataLoader(batches["train"], batch_size=None, sampler=sampler)
+        held = DataLoader(batches["validation"], batch_size=None, sampler=range(_VALIDATION_STEPS))
+        trainer.fit(plan, shown, held, ckpt_path=last if resume and last.is_file() else None)
+        (losses,) = trainer.validate(plan, held, verbose=False)
     info = {
         "files": [path.name for path in files],
         "studies": {str(k): int(v) for k, v in pd.Series(corpus.study).value_counts().sort_index().items()},
         "n_cells": len(corpus.tokens),
         "n_training_cells": len(training),
         "n_validation_cells": len(validation),
-        "losses": {k: float(v) for k, v in trainer.callback_metrics.items() if "validation" in k},
+        "losses": losses,
         "mean_bin_mse": mean_bin_error(corpus, training, batches["validation"]),
         "settings": asdict(config),
         "seconds": time.time() - started,
@@ -204,7 +205,7 @@ def run(
         transformer=plan.module.transformer.config,
         tokenizer=tokenizer,
         vocab=vocab,
-        weights={k: v for k, v in plan.module.state_dict().items()},
+        weights=plan.module.state_dict(),
         info=info,
         card=model_card(name, info, vocab=vocab, n_parameters=sum(p.numel() for p in plan.module.parameters())),
     )
@@ -224,6 +225,9 @@ def _batches(
         pad_id=vocab.pad_id,
         cls_id=vocab.cls_id,
         cls_value=-2.0,
+        panel_share=config.panel_share,
+        n_tokens=len(vocab),
+        n_bins=config.n_bins,
         seed=seed,
     )
 

@@ -231,7 +231,7 @@ def _advice(names: list[str], vocab: GeneVocab) -> str:
     if sample and np.mean([name.upper() in vocab and name not in vocab for name in sample]) > 0.3:
         return (
             "They would match in capitals, so they look like mouse symbols and the vocabulary is human: rename the "
-            "genes to their human orthologs (capitals are right for most: adata.var_names = adata.var_names.str.upper())."
+            "genes to their human orthologs (right for most: adata.var_names = adata.var_names.str.upper())."
         )
     near = difflib.get_close_matches(sample[0], vocab.genes, n=1) if sample else []
     hint = f" ({sample[0]!r} is close to {near[0]!r})" if near else ""

@@ -1,0 +1,44 @@
+"""Objectives against their formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scanpy_scgpt.objectives import combine, contrastive_cells, elastic_similarity, masked_mse, masked_nonzero_nll
+
+CELLS = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+
+
+def test_masked_mse_counts_only_what_counts():
+    predicted, target = torch.tensor([[1.0, 5.0, 9.0]]), torch.tensor([[2.0, 2.0, 0.0]])
+    counted = torch.tensor([[True, True, False]])
+    assert masked_mse(predicted, target, counted).item() == pytest.approx((1 + 9) / 2)
+    assert masked_mse(predicted, target, torch.zeros_like(counted)).item() == 0
+
+
+def test_nonzero_nll_is_the_bernoulli_likelihood():
+    p, target = torch.tensor([[0.8, 0.3, 0.5]]), torch.tensor([[4.0, 0.0, 1.0]])
+    counted = torch.tensor([[True, True, False]])
+    assert masked_nonzero_nll(p, target, counted).item() == pytest.approx(-(np.log(0.8) + np.log(0.7)) / 2)
+
+
+def test_elastic_similarity_by_hand():
+    s = np.array([[0, 0.6, 0], [0.6, 0, 0], [0, 0, 0]])  # cosines above 0 without the diagonal
+    assert elastic_similarity(CELLS, threshold=0.3).item() == pytest.approx((1 - (s - 0.3) ** 2).mean())
+
+
+def test_contrast_is_small_for_matching_views_and_log_n_for_equal_ones():
+    distinct = torch.eye(8)
+    assert contrastive_cells(distinct, distinct, temperature=0.05).item() < 1e-4
+    same = torch.ones(8, 3)
+    assert contrastive_cells(same, same).item() == pytest.approx(np.log(8), abs=1e-6)
+
+
+def test_combine_weights_and_names_terms():
+    loss = combine({"a": torch.tensor(2.0), "b": torch.tensor(3.0)}, {"b": 10.0})
+    assert loss.total.item() == 32
+    assert loss.terms["b"].item() == 3
+    with pytest.raises(KeyError, match="Weight for unknown term 'c'; terms: a"):
+        combine({"a": torch.tensor(2.0)}, {"c": 1.0})

@@ -68,7 +68,7 @@ _OTHERS = "Ellipsis|anndata|collections|lightning|matplotlib|numpy|os|pandas|pat
 nitpicky = True
 nitpick_ignore_regex = [
     # Internal folders: their classes stand in the signature of a public function, but have no page.
-    (r"py:.*", r"scanpy_scgpt\.(data|module|objectives|train|nn\._layers)\..*"),
+    (r"py:.*", r"scanpy_scgpt\.(data|module|objectives|train)\..*"),
     # Number types are written in docstrings without the name of their package.
     (r"py:class", r"u?int\d+|float\d+"),
     # Other projects have a target only when their inventories are loaded.

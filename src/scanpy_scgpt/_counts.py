@@ -223,7 +223,7 @@ def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | N
     if use_raw is False:
         found.pop("raw.X", None)
     if not found:
-        msg = "adata has no matrix: X is None, and there is no layer 'counts'. Name the layer that holds them: layer='...'."
+        msg = "adata has no matrix: X is None, and there is no layer 'counts'. Name the layer with them: layer='...'."
         raise ValueError(msg)
     if "layers['counts']" in found:
         return _accepted(found["layers['counts']"], [])

@@ -113,6 +113,10 @@ def load_component(
     optional
         Tensors that may be missing and then keep their initial values.
 
+    Returns
+    -------
+    What was loaded, newly initialised and ignored.
+
     Raises
     ------
     CheckpointMismatchError

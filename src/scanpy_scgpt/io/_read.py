@@ -17,6 +17,10 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         Folder with `config.json`, `vocab.json`, `weights.safetensors`; or with `best_model.pt`, `args.json`,
         `vocab.json`. Nothing is ever unpickled.
 
+    Returns
+    -------
+    Settings, vocabulary and weights by our names.
+
     Raises
     ------
     FileNotFoundError

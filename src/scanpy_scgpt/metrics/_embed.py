@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
@@ -12,9 +13,16 @@ from sklearn.preprocessing import normalize
 
 
 class Agreement(NamedTuple):
-    """Share of held-out cells whose label was found (`accuracy`), mean over folds, and `macro_f1` over all cells.
+    """How often the label of a held-out cell was found.
 
-    `low` and `high` bound the accuracy at 95 % (bootstrap over cells).
+    Attributes
+    ----------
+    accuracy
+        Share of all cells whose label was found.
+    low, high
+        Bounds of the accuracy at 95 % (bootstrap over cells).
+    macro_f1
+        Mean of the F1 scores of the labels.
     """
 
     accuracy: float
@@ -24,8 +32,8 @@ class Agreement(NamedTuple):
 
 
 def knn_agreement(
-    embedding: np.ndarray,
-    labels: np.ndarray,
+    embedding: ArrayLike,
+    labels: ArrayLike,
     *,
     n_neighbors: int = 10,
     n_folds: int = 5,
@@ -50,6 +58,10 @@ def knn_agreement(
         Neighbours by cosine (vectors scaled to length 1), else by Euclidean distance.
     rng
         Seed of folds and bootstrap.
+
+    Returns
+    -------
+    Accuracy with its interval, and macro F1.
 
     Raises
     ------

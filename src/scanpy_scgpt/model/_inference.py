@@ -22,6 +22,15 @@ _NOT_FOR_EMBEDDING = frozenset({"encoder.unknown"})  # absent from checkpoints w
 def choose_device(device: str = "auto") -> torch.device:
     """Device by name; `"auto"` takes CUDA, then MPS, then CPU.
 
+    Parameters
+    ----------
+    device
+        `"auto"`, or the name of a torch device.
+
+    Returns
+    -------
+    The device.
+
     Raises
     ------
     ValueError

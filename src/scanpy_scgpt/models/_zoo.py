@@ -19,6 +19,10 @@ def available() -> list[str]:
     """Names that :func:`load` knows: the checkpoints inside the package.
 
     Any folder with a checkpoint, ours or of the original release, loads by its path.
+
+    Returns
+    -------
+    The names.
     """
     return list(BUNDLED)
 
@@ -31,6 +35,10 @@ def load(model: str | os.PathLike[str] | Checkpoint | None = None) -> Checkpoint
     model
         Name out of :func:`available`, path of a checkpoint folder, a checkpoint that was read before, or `None` for
         `settings.model`.
+
+    Returns
+    -------
+    Settings, vocabulary and weights of the model.
 
     Raises
     ------
@@ -66,8 +74,13 @@ def untrained(model: str | os.PathLike[str] | Checkpoint | None = None, *, rng: 
         As in :func:`load`.
     rng
         Seed of the weights. Global random state is left as it was.
+
+    Returns
+    -------
+    A checkpoint with the same settings and vocabulary.
     """
     checkpoint = load(model)
     weights = initial_weights(checkpoint.transformer, seed=rng)
     name = f"untrained {checkpoint.name}"
-    return replace(checkpoint, name=name, weights=weights, digest="", card="", info={}, ignored={})
+    info = {key: value for key, value in checkpoint.info.items() if key == "pooling"}
+    return replace(checkpoint, name=name, weights=weights, digest="", card="", info=info, ignored={})

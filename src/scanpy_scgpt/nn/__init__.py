@@ -4,7 +4,7 @@ from ._attention import SelfAttention, generative_attention
 from ._config import TransformerConfig
 from ._embeddings import CategoryValueEncoder
 from ._heads import CellToGeneHead, ClassHead, Expression, ExpressionHead
-from ._layers import EncoderLayer
+from ._layers import EncoderLayer, FeedForward
 from ._pooling import POOLINGS, pool
 from ._transformer import CellTransformer
 
@@ -17,6 +17,7 @@ __all__ = [
     "EncoderLayer",
     "Expression",
     "ExpressionHead",
+    "FeedForward",
     "SelfAttention",
     "TransformerConfig",
     "generative_attention",

@@ -56,7 +56,7 @@ class _KnownPlusSelf(torch.autograd.Function):
             out,
             merged,
             0.0,
-            False,
+            is_causal=False,
             attn_mask=bias,
         )
         dk, dv, dq = torch.zeros_like(k), torch.zeros_like(v), dq.clone()

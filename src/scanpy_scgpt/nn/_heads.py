@@ -28,6 +28,15 @@ class ExpressionHead(nn.Module):
     """Expression of each gene from its token vector (gene expression prediction, GEP).
 
     Shapes: `hidden` (batch, length, d_in) -> :class:`Expression` of (batch, length), on the scale of the bins.
+
+    Parameters
+    ----------
+    d_model
+        Width of the hidden layers.
+    d_in
+        Width of the token vectors; `d_model` by default, more when batch or modality vectors are appended.
+    explicit_zeros
+        Predict the probability of being non-zero too, with a second network.
     """
 
     def __init__(self, *, d_model: int, d_in: int | None = None, explicit_zeros: bool = False) -> None:
@@ -44,6 +53,18 @@ class CellToGeneHead(nn.Module):
     """Expression of each gene from the cell vector (GEPC; "MVC" in the original code).
 
     Shapes: `cell` (batch, d_cell), `genes` (batch, length, d_model) -> :class:`Expression` of (batch, length).
+
+    Parameters
+    ----------
+    d_model
+        Width of the gene vectors.
+    d_cell
+        Width of the cell vector; `d_model` by default.
+    style
+        How the two meet: `"inner product"` (with `", detach"` no gradient reaches the gene vectors), or a small network
+        on `"concat query"` or `"sum query"`.
+    explicit_zeros
+        Predict the probability of being non-zero too; for the inner product.
     """
 
     def __init__(
@@ -93,6 +114,15 @@ class ClassHead(nn.Module):
     """Scores of classes from the cell vector.
 
     Shapes: `cell` (batch, d_model) -> (batch, n_classes), unnormalised.
+
+    Parameters
+    ----------
+    d_model
+        Width of the cell vector.
+    n_classes
+        Number of classes.
+    n_layers
+        Affine maps, the last one included.
     """
 
     def __init__(self, *, d_model: int, n_classes: int, n_layers: int = 3) -> None:

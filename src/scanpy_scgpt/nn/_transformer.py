@@ -20,7 +20,7 @@ def _value_encoder(config: TransformerConfig) -> nn.Module | None:
 
 
 class CellTransformer(nn.Module):
-    """The transformer over the expressed genes of a cell (Cui et al. 2024); there are no positions.
+    """The transformer over the expressed genes of a cell (:cite:t:`Cui2024`); there are no positions.
 
     Parameters
     ----------

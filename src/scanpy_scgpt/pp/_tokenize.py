@@ -72,9 +72,10 @@ def tokenize(
         Column of `var` with the gene names, when `var_names` are something else. Usual columns are found without it.
     gene_table
         Columns `ensembl`, `symbol` and perhaps `aliases`, in place of the human table of the package.
-    n_bins, ties
-        In place of the model's: number of bins with the one for zero; digit of tied values, `"random"`, `"low"`,
-        `"mid"` or `"high"`.
+    n_bins
+        Number of bins with the one for zero, in place of the model's.
+    ties
+        Digit of tied values, in place of the model's: `"random"`, `"low"`, `"mid"` or `"high"`.
     min_genes
         Fewest genes that must be found.
     rng
@@ -86,11 +87,11 @@ def tokenize(
     -------
     `None`, or the copy if `copy=True`. Sets the fields
 
-    `.var["scgpt_token"]` : :class:`int64`, shape `(n_vars,)`
+    `.var["scgpt_token"]` : :class:`numpy.int64`, shape `(n_vars,)`
         Vocabulary id, -1 where a gene was not found.
     `.var["scgpt_match"]` : :class:`pandas.Categorical`, shape `(n_vars,)`
         How it was found: `symbol`, `column`, `ensembl`, `alias`, `none`.
-    `.layers["scgpt_bins"]` : CSR :class:`uint8`, shape `(n_obs, n_vars)`
+    `.layers["scgpt_bins"]` : CSR :class:`numpy.uint8`, shape `(n_obs, n_vars)`
         Value bins, 1 to `n_bins - 1`. Columns of one gene are summed and stand in the first of them.
     `.uns["scgpt"]["tokenize"]` : :class:`dict`
         Model, settings and the report of the genes.

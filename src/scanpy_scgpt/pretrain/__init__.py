@@ -1,6 +1,6 @@
 """Pretraining from raw counts."""
 
 from ._corpus import Corpus, build_corpus, build_vocab
-from ._run import PretrainConfig, mean_bin_error, run
+from ._run import PretrainConfig, run
 
-__all__ = ["Corpus", "PretrainConfig", "build_corpus", "build_vocab", "mean_bin_error", "run"]
+__all__ = ["Corpus", "PretrainConfig", "build_corpus", "build_vocab", "run"]

@@ -17,7 +17,7 @@ def model_card(name: str, info: Mapping[str, Any], *, vocab: GeneVocab, n_parame
     return f"""# {name}
 
 A scGPT transformer ({shape}, {n_parameters / 1e6:.2f} million parameters, {len(vocab.genes):,} genes) pretrained with
-scanpy-scgpt {info["version"]} on {info["n_training_cells"]:,} cells; {info["n_validation_cells"]:,} cells were held out.
+scanpy-scgpt {info["version"]} on {info["n_training_cells"]:,} cells; {info["n_validation_cells"]:,} were held out.
 
 ## Training data
 

@@ -74,6 +74,10 @@ def build_vocab(files: Iterable[Path], names: Sequence[str], *, min_cells: int) 
         Names that may enter, in the order of their ids.
     min_cells
         Fewest cells with a count.
+
+    Returns
+    -------
+    The genes that are left, with special tokens.
     """
     everything = GeneVocab(dict.fromkeys(names))
     expressed = np.zeros(len(everything), dtype=np.int64)
@@ -90,6 +94,19 @@ def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, seed: int) -> C
     """Tokenise files of raw counts (`.h5ad`, or the modality `rna` of `.h5mu`).
 
     The study of a cell is `obs["study"]`, else the name of its file.
+
+    Parameters
+    ----------
+    files
+        Files of raw counts.
+    tokenizer
+        Vocabulary and rule of the bins.
+    seed
+        Seed of random ties.
+
+    Returns
+    -------
+    Tokens, names and studies of all cells, in the order of the files.
 
     Raises
     ------

@@ -49,8 +49,8 @@ def embed(
 ) -> AnnData | None:
     """Embed cells with a pretrained scGPT transformer, zero-shot :cite:p:`Cui2024`.
 
-    Rows are read, tokenised and encoded in blocks, so nothing is densified and the memory does not grow with the
-    number of cells. The same cell gets the same vector (to rounding) whatever the order, subset or batch.
+    Rows are read, tokenised and encoded in blocks, so nothing is densified and, beyond the result, the memory does not
+    grow with the number of cells. The same cell gets the same vector (to rounding) whatever the order, subset or batch.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def embed(
     device
         `"auto"` (CUDA, MPS, CPU), or a torch device.
     key_added
-        Name in `.obsm` in place of `X_scgpt`.
+        Name in `.obsm` in place of `X_scgpt`; the record then stands in `.uns["scgpt"]["embed_<key_added>"]`.
     rng
         Seed of random ties and of the choice of genes; the draws depend on the names of cell and gene.
     copy
@@ -93,7 +93,7 @@ def embed(
     `.obsm["X_scgpt"]` : :class:`numpy.ndarray` of float32, shape `(n_obs, d_model)`
         Vector of each cell. A cell without any gene of the vocabulary gets the vector of an empty cell.
     `.obs["scgpt_qc"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
-        `ok` or `empty`; written only when there are empty cells.
+        `ok` or `empty`; written only when there are empty cells (or the column exists).
     `.varm["scgpt_genes"]` : float32, shape `(n_vars, d_model)`
         With `gene_embeddings=True`: vector of each gene, NaN where it has no token.
     `.uns["scgpt"]["embed"]` : :class:`dict`
@@ -148,7 +148,7 @@ def embed(
     }
     adata = adata.copy() if copy else adata
     adata.obsm[keys.obsm] = vectors
-    if tokens.empty.any():
+    if tokens.empty.any() or EMBED.quality in adata.obs:
         adata.obs[keys.quality] = pd.Categorical(np.where(tokens.empty, "empty", "ok"), categories=["ok", "empty"])
     if gene_embeddings:
         adata.varm[keys.varm] = embedder.gene_vectors(tokens.ids_of(adata.var_names))

@@ -96,9 +96,13 @@ class CountSource:
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows `start:stop` as a CSR matrix with sorted columns; refuses NaN and negative values."""
-        block = sparse.csr_matrix(self._slice(start, stop))
-        if not block.has_sorted_indices:
-            block = block.sorted_indices()
+        block = self._slice(start, stop)
+        if block.dtype == np.float16:
+            block = block.astype(np.float32)  # scipy has no sparse half precision
+        block = sparse.csr_matrix(block)
+        if not block.has_canonical_format:  # unsorted, or an entry in parts
+            block = block.copy()  # a slice shares its values with the matrix of the user
+            block.sum_duplicates()
         if self.on_disk:
             seen = _Seen()
             seen.add(block.data)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+from ._keys import UNS
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
 
 def check_one_of(value: object, choices: Iterable[object], *, name: str) -> None:
@@ -30,12 +33,14 @@ def check_key(frame: pd.DataFrame, key: str, *, where: str) -> None:
     raise KeyError(msg)
 
 
-def check_anndata(data: object, *, function: str) -> None:
-    """`data` must be an AnnData."""
-    kind = type(data).__name__
-    if all(hasattr(data, name) for name in ("obs_names", "var_names", "layers", "obsm", "uns", "X")):
-        return
-    if hasattr(data, "mod"):
+def _is_a(data: object, name: str) -> bool:
+    """Instance of a class by its name: the library is not imported for the question."""
+    return any(kind.__name__ == name for kind in type(data).__mro__)
+
+
+def check_anndata(data: object, *, function: str, copy: bool = True) -> None:
+    """`data` must be an AnnData that results can be written into (or of which a copy is asked for)."""
+    if _is_a(data, "MuData"):
         names = ", ".join(map(repr, data.mod))
         first = "rna" if "rna" in data.mod else next(iter(data.mod), "rna")
         msg = (
@@ -43,8 +48,25 @@ def check_anndata(data: object, *, function: str) -> None:
             f"Pass the RNA modality: {function}(mdata[{first!r}])."
         )
         raise TypeError(msg)
-    msg = f"{function} takes an AnnData, this is a {kind}. Read a file with anndata.read_h5ad(path)."
-    raise TypeError(msg)
+    if not _is_a(data, "AnnData"):
+        kind = type(data).__name__
+        msg = f"{function} takes an AnnData, this is a {kind}. Read a file with anndata.read_h5ad(path)."
+        raise TypeError(msg)
+    if data.isbacked and data.is_view and not copy:
+        msg = f"{function} cannot write into a view of cells on disk. Take them into memory: adata = adata.to_memory()."
+        raise ValueError(msg)
+    if not isinstance(data.uns.get(UNS, {}), Mapping):
+        found = type(data.uns[UNS]).__name__
+        msg = (
+            f"adata.uns[{UNS!r}] holds a {found} that is not ours, and {function} keeps its records there. "
+            f"Move it: adata.uns['other'] = adata.uns.pop({UNS!r})."
+        )
+        raise ValueError(msg)
+
+
+def copied(adata: AnnData) -> AnnData:
+    """A copy in memory, also of cells on disk."""
+    return adata.to_memory() if adata.isbacked else adata.copy()
 
 
 def seed_of(rng: object) -> int:

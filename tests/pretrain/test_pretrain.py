@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(files, tmp_path):
     assert "| first | 200 |" in read.card
     assert (tmp_path / "whole" / "metrics.csv").is_file()
 
-    class Killed(Exception):  # noqa: N818
+    class Killed(Exception):
         pass
 
     def stop(self, *_args):
@@ -106,9 +106,7 @@ def test_a_frozen_gene_table_stays(files, tmp_path):
     done = pretrain.run(
         files, tmp_path, vocab=VOCAB, max_steps=3, gene_lr_scale=0.0, contrast=True, accelerator="cpu", **SMALL
     )
-    start = pretrain.run(
-        files, tmp_path / "b", vocab=VOCAB, max_steps=1, gene_lr_scale=0.0, accelerator="cpu", **SMALL
-    )
+    start = pretrain.run(files, tmp_path / "b", vocab=VOCAB, max_steps=1, gene_lr_scale=0.0, accelerator="cpu", **SMALL)
     name = "transformer.encoder.genes.embedding.weight"
     assert torch.equal(done.weights[name], start.weights[name])
     assert "contrast_validation" in done.info["losses"]
@@ -153,10 +151,10 @@ def test_a_cell_is_held_out_by_its_name():
     tokens = Tokens(np.arange(0, 3001, 3), np.zeros(3000, np.int32), np.ones(3000, np.uint8))
     names = np.array([f"c{i}" for i in range(1000)], dtype=object)
     corpus = pretrain.Corpus(tokens, names, names)
-    training, held = corpus.split(share=0.1, seed=0)
+    training, held = corpus.split(share=0.1, rng=0)
     assert len(np.intersect1d(training, held)) == 0
     assert len(training) + len(held) == 1000
     assert 60 < len(held) < 140
     order = np.random.default_rng(0).permutation(1000)
-    moved = pretrain.Corpus(tokens, names[order], names).split(share=0.1, seed=0)[1]
+    moved = pretrain.Corpus(tokens, names[order], names).split(share=0.1, rng=0)[1]
     assert set(names[order][moved]) == set(names[held])

@@ -30,8 +30,8 @@ def _rows(rng):
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("n_bins", [3, 11, 51, 256])
 def test_kernel_is_the_reference(ties, n_bins):
-    for values in _rows(np.random.default_rng(0)):
-        values = values if values.dtype == np.float32 else values.astype(np.float64)
+    for row in _rows(np.random.default_rng(0)):
+        values = row if row.dtype == np.float32 else row.astype(np.float64)
         expected = bin_row_reference(values, np.arange(values.size), 7, n_bins=n_bins, ties=ties)
         np.testing.assert_array_equal(_bin(values, ties=ties, n_bins=n_bins), expected)
 

@@ -45,7 +45,7 @@ def test_report_counts_everything():
     assert report["n_matched"] == 2
     assert report["n_null_names"] == 2
     assert report["duplicates"] == ["B"]
-    assert match.summary() == "2/5 genes matched (1 duplicated and summed)"
+    assert match.summary() == "2/5 genes matched (1 duplicated and summed, 2 without a name)"
 
 
 def test_shipped_table_knows_ensembl_ids_and_former_names():

@@ -9,7 +9,7 @@ import scanpy as sc
 from scipy import sparse
 
 from scanpy_scgpt._counts import choose_counts
-from scanpy_scgpt._validate import check_anndata
+from scanpy_scgpt._validate import check_anndata, copied
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,7 +55,7 @@ def embed_pca(
     `.obsm[key_added]` : :class:`numpy.ndarray` of float32, shape `(n_obs, n_comps)`
         Principal components.
     """
-    check_anndata(adata, function="baselines.embed_pca")
+    check_anndata(adata, function="baselines.embed_pca", copy=copy)
     source = choose_counts(adata, layer=layer, use_raw=use_raw)
     work = sc.AnnData(sparse.csr_matrix(source.rows(0, source.n_obs), dtype=np.float32))
     if source.seen.is_counts:
@@ -65,6 +65,6 @@ def embed_pca(
         sc.pp.highly_variable_genes(work, n_top_genes=n_top_genes)
         work = work[:, work.var["highly_variable"]]
     sc_components = sc.pp.pca(work.X, n_comps=min(n_comps, min(work.shape) - 1), random_state=rng)
-    adata = adata.copy() if copy else adata
+    adata = copied(adata) if copy else adata
     adata.obsm[key_added] = np.asarray(sc_components, dtype=np.float32)
     return adata if copy else None

@@ -179,31 +179,60 @@ def read_json(path: Path) -> Any:  # noqa: ANN401: any JSON
         raise CheckpointError(msg) from error
 
 
+def read_vocab(path: Path) -> GeneVocab:
+    """Vocabulary of a checkpoint; a damaged one is a :class:`CheckpointError`."""
+    mapping = read_json(path)
+    if not isinstance(mapping, dict):
+        msg = f"{path} holds a JSON {type(mapping).__name__}; a vocabulary is an object {{token: id}}."
+        raise CheckpointError(msg)
+    try:
+        return GeneVocab.from_mapping(mapping, source=str(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def check_vocab_size(n_tokens: int, vocab: GeneVocab, *, path: Path) -> None:
+    """The gene table must have one row per token."""
+    if n_tokens != len(vocab):
+        msg = (
+            f"{path}: the gene table has {n_tokens:,} rows, vocab.json {len(vocab):,} tokens: "
+            "the two files are not of one checkpoint."
+        )
+        raise CheckpointMismatchError(msg)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], TransformerConfig, TokenizerConfig]:
+    config = read_json(path)
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
+        msg = (
+            f"{path} has format_version {version!r}, this release reads {FORMAT_VERSION}. "
+            "A newer file needs a newer release: pip install -U scanpy-scgpt."
+        )
+        raise CheckpointError(msg)
+    try:
+        return config, TransformerConfig.from_dict(config["transformer"]), TokenizerConfig(**config["tokenizer"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        msg = f"{path}: {what} The file is damaged or was edited: copy the checkpoint folder again."
+        raise CheckpointError(msg) from error
+
+
 def read_own(folder: Path) -> Checkpoint:
     """Read a folder in our format."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         msg = f"{folder} lacks {', '.join(missing)}; a checkpoint has {', '.join(FILES)}. Copy the whole folder."
         raise CheckpointError(msg)
-    config = read_json(folder / "config.json")
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        msg = (
-            f"{folder / 'config.json'} has format_version {version!r}, this release reads {FORMAT_VERSION}. "
-            "A newer file needs a newer release: pip install -U scanpy-scgpt."
-        )
-        raise CheckpointError(msg)
+    config, transformer, tokenizer = _read_config(folder / "config.json")
+    vocab = read_vocab(folder / "vocab.json")
+    path = folder / "weights.safetensors"
     try:
-        vocab = GeneVocab.from_mapping(read_json(folder / "vocab.json"), source=str(folder / "vocab.json"))
-        weights = {name: tensor.float() for name, tensor in load_file(folder / "weights.safetensors").items()}
-        transformer = TransformerConfig.from_dict(config["transformer"])
-        tokenizer = TokenizerConfig(**config["tokenizer"])
-    except SafetensorError as error:
-        msg = f"{folder / 'weights.safetensors'} is damaged ({error}). Copy the checkpoint folder again."
+        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        msg = f"{path} is damaged ({error}). Copy the checkpoint folder again."
         raise CheckpointError(msg) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{folder}: {error}"
-        raise CheckpointError(msg) from error
+    check_vocab_size(transformer.n_tokens, vocab, path=path)
     card = folder / "card.md"
     return Checkpoint(
         name=config.get("name", folder.name),

@@ -13,7 +13,15 @@ from torch import Tensor
 from scanpy_scgpt.nn import TransformerConfig
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
 
-from ._checkpoint import Checkpoint, CheckpointError, CheckpointMismatchError, file_digest, read_json
+from ._checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointMismatchError,
+    check_vocab_size,
+    file_digest,
+    read_json,
+    read_vocab,
+)
 
 WEIGHTS_FILE = "best_model.pt"
 FILES = (WEIGHTS_FILE, "args.json", "vocab.json")
@@ -92,12 +100,7 @@ def transformer_config(
         encoding, n_bins = "category", weights["transformer.encoder.values.embedding.weight"].shape[0] - 2
     elif "transformer.encoder.values.linear1.weight" not in weights:
         encoding = "scaling"
-    if n_tokens != len(vocab):
-        msg = (
-            f"{path}: the gene table has {n_tokens:,} rows, vocab.json {len(vocab):,} tokens: "
-            "the two files are not of one checkpoint."
-        )
-        raise CheckpointMismatchError(msg)
+    check_vocab_size(n_tokens, vocab, path=path)
     n_heads = args.get("nheads", args.get("nhead"))
     if n_heads is None:
         msg = f"{path.parent / 'args.json'} does not give the number of heads ('nheads'), and no tensor tells it."
@@ -128,11 +131,7 @@ def read_legacy(folder: Path) -> Checkpoint:
     if not isinstance(args, dict):
         msg = f"{folder / 'args.json'} holds a JSON {type(args).__name__}; the settings of a model are an object."
         raise CheckpointError(msg)
-    try:
-        vocab = GeneVocab.from_mapping(read_json(folder / "vocab.json"), source=str(folder / "vocab.json"))
-    except (ValueError, AttributeError, TypeError) as error:
-        msg = f"{folder / 'vocab.json'}: {error}"
-        raise CheckpointError(msg) from error
+    vocab = read_vocab(folder / "vocab.json")
     path = folder / WEIGHTS_FILE
     state = _read_tensors(path)
     weights, ignored = renamed(state)
@@ -156,7 +155,7 @@ def read_legacy(folder: Path) -> Checkpoint:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         msg = (
             f"{path} cannot be read as tensors ({first}). It is damaged, or holds objects other than tensors, which "

@@ -73,11 +73,19 @@ class Embedder:
     def __post_init__(self) -> None:
         self.torch_device = choose_device(self.device)
         on_cpu = self.torch_device.type == "cpu"
-        self.max_tokens = self.max_tokens or (_TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU)
+        if self.max_tokens is None:
+            self.max_tokens = _TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU
+        if self.max_tokens < 1:
+            msg = f"max_tokens={self.max_tokens}: at least 1; leave it out for what suits the device."
+            raise ValueError(msg)
         tokenizer = self.checkpoint.tokenizer
-        self.encoder = CellEncoder(
-            self.checkpoint.transformer, n_bins=tokenizer.n_bins, cls_value=tokenizer.cls_value, pooling=self.pooling
-        )
+        with torch.random.fork_rng(devices=[]):  # initial weights draw; all of them are overwritten
+            self.encoder = CellEncoder(
+                self.checkpoint.transformer,
+                n_bins=tokenizer.n_bins,
+                cls_value=tokenizer.cls_value,
+                pooling=self.pooling,
+            )
         self.report = load_component(
             self.encoder.transformer, self.checkpoint, "transformer", optional=_NOT_FOR_EMBEDDING
         )
@@ -127,7 +135,7 @@ class Embedder:
                 start += len(tokens)
                 advance(len(tokens))
         if normalize:
-            np.divide(out, np.linalg.norm(out, axis=1, keepdims=True), out=out)
+            out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return out
 
     def gene_vectors(self, ids: np.ndarray) -> np.ndarray:

@@ -48,6 +48,10 @@ class TransformerConfig:
     norm_scheme: NormScheme = "post"
 
     def __post_init__(self) -> None:
+        for name in ("n_tokens", "pad_id", "d_model", "n_heads", "n_layers", "d_ff", "n_bins"):
+            if not isinstance(getattr(self, name), int):
+                msg = f"{name}={getattr(self, name)!r}: must be an integer."
+                raise TypeError(msg)
         for name in ("n_tokens", "d_model", "n_heads", "n_layers", "d_ff"):
             if getattr(self, name) < 1:
                 msg = f"{name}={getattr(self, name)}: must be at least 1."

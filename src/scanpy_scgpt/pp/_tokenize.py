@@ -14,7 +14,7 @@ from scanpy_scgpt._keys import TOKENIZE, UNS
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._progress import track
 from scanpy_scgpt._types import Ties
-from scanpy_scgpt._validate import check_anndata, seed_of
+from scanpy_scgpt._validate import check_anndata, copied, seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.tokenizer import (
     GeneMatch,
@@ -117,25 +117,17 @@ def tokenize(
     np.uint8(50)
     """
     started = time.perf_counter()
-    check_anndata(adata, function="pp.tokenize")
+    check_anndata(adata, function="pp.tokenize", copy=copy)
     seed = seed_of(rng)
     vocab, config, label = _vocabulary(model)
     tokenizer = Tokenizer(vocab, config.updated(n_bins=n_bins, ties=ties))
     source = choose_counts(adata, layer=layer, use_raw=use_raw)
     table = None if gene_table is None else GeneTable(gene_table)
-    match = match_genes(source.var.index, vocab, columns=source.gene_columns(gene_symbols), gene_table=table)
-    require_enough(match, vocab, min_genes=min_genes)
-    bins = _binned(source, tokenizer, match, adata.obs_names.to_numpy(), seed=seed)
-    columns = _columns_in(adata.var_names, source, match)
-    if columns is not None:
-        bins = sparse.csr_matrix(bins[:, columns.clip(0)] @ sparse.diags((columns >= 0).astype(np.uint8)))
-        match = GeneMatch(
-            adata.var_names.to_numpy(),
-            np.where(columns >= 0, match.ids[columns], -1),
-            np.where(columns >= 0, match.how[columns], "none"),
-            match.vocab_size,
-        )
-    adata = adata.copy() if copy else adata
+    found = match_genes(source.var.index, vocab, columns=source.gene_columns(gene_symbols), gene_table=table)
+    require_enough(found, vocab, min_genes=min_genes)
+    match = _match_of(adata.var_names, source, found)
+    bins = _binned(source, tokenizer, found, match, adata.obs_names.to_numpy(), seed=seed)
+    adata = copied(adata) if copy else adata
     adata.var[TOKENIZE.token] = match.ids
     adata.var[TOKENIZE.match] = pd.Categorical(match.how)
     adata.layers[TOKENIZE.layer] = bins
@@ -154,6 +146,8 @@ def tokenize(
         f"{adata.n_obs / seconds:,.0f}",
         TOKENIZE.layer,
     )
+    if warning := match.warning():
+        logger.warning("tokenize: %s", warning)
     return adata if copy else None
 
 
@@ -167,27 +161,33 @@ def _vocabulary(model: object) -> tuple[GeneVocab, TokenizerConfig, str]:
 
 
 def _binned(
-    source: CountSource, tokenizer: Tokenizer, match: GeneMatch, names: np.ndarray, *, seed: int
+    source: CountSource, tokenizer: Tokenizer, found: GeneMatch, match: GeneMatch, names: np.ndarray, *, seed: int
 ) -> sparse.csr_matrix:
-    blocks = []
+    """Bins of the genes that were found in the matrix, in the first column of `match` that means the gene."""
+    column_of_gene = np.full(len(tokenizer.vocab), -1, dtype=np.int32)
+    known = np.flatnonzero(match.ids >= 0)[::-1]
+    column_of_gene[match.ids[known]] = known  # of several columns the first is written last
+    blocks = [sparse.csr_matrix((0, len(match.ids)), dtype=np.uint8)]
     with track("tokenize", total=source.n_obs) as advance:
         for start in range(0, source.n_obs, _BLOCK):
             counts = source.rows(start, start + _BLOCK)
-            tokens, columns = tokenizer.bins(counts, match.ids, names[start : start + _BLOCK], seed=seed)
-            blocks.append(sparse.csr_matrix((tokens.values, columns, tokens.indptr), shape=counts.shape))
+            tokens = tokenizer.bins(counts, found.ids, names[start : start + _BLOCK], seed=seed)
+            tokens = tokens.masked(column_of_gene[tokens.gene_ids] >= 0)
+            shape = (len(tokens), len(match.ids))
+            block = sparse.csr_matrix((tokens.values, column_of_gene[tokens.gene_ids], tokens.indptr), shape=shape)
+            blocks.append(block.sorted_indices())
             advance(len(tokens))
-    if not blocks:
-        return sparse.csr_matrix((0, len(match.ids)), dtype=np.uint8)
     return sparse.vstack(blocks, format="csr", dtype=np.uint8)
 
 
-def _columns_in(var_names: pd.Index, source: CountSource, match: GeneMatch) -> np.ndarray | None:
-    """Column of `source` for each of `var_names`, -1 for none; None when they are the same."""
+def _match_of(var_names: pd.Index, source: CountSource, found: GeneMatch) -> GeneMatch:
+    """The match for the genes of `var`, which may be others than those of the matrix (`raw`)."""
     if source.var.index.equals(var_names):
-        return None
-    first = pd.Series(np.arange(len(match.ids)), index=source.var.index)
-    first = first[~first.index.duplicated()]
-    return first.reindex(var_names, fill_value=-1).to_numpy()
+        return found
+    first = pd.Series(np.arange(len(found.ids)), index=source.var.index)
+    at = first[~first.index.duplicated()].reindex(var_names, fill_value=-1).to_numpy()
+    ids, how = (np.where(at >= 0, values[at], none) for values, none in ((found.ids, -1), (found.how, "none")))
+    return GeneMatch(var_names.to_numpy(), ids, how, found.vocab_size)
 
 
 def _record(

@@ -35,9 +35,9 @@ class Corpus:
     names: np.ndarray
     study: np.ndarray
 
-    def split(self, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, *, share: float, rng: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of training and validation cells; a cell's side depends on its name and the seed alone."""
-        held = cell_keys(self.names, seed=seed, purpose="validation") < np.uint64(int(share * 2**64))
+        held = cell_keys(self.names, seed=rng, purpose="validation") < np.uint64(int(share * 2**64))
         enough = self.tokens.lengths > 1
         return np.flatnonzero(~held & enough), np.flatnonzero(held & enough)
 
@@ -90,7 +90,7 @@ def build_vocab(files: Iterable[Path], names: Sequence[str], *, min_cells: int) 
     return GeneVocab(gene for gene in everything.genes if expressed[everything[gene]] >= min_cells)
 
 
-def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, seed: int) -> Corpus:
+def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, rng: int) -> Corpus:
     """Tokenise files of raw counts (`.h5ad`, or the modality `rna` of `.h5mu`).
 
     The study of a cell is `obs["study"]`, else the name of its file.
@@ -101,7 +101,7 @@ def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, seed: int) -> C
         Files of raw counts.
     tokenizer
         Vocabulary and rule of the bins.
-    seed
+    rng
         Seed of random ties.
 
     Returns
@@ -120,7 +120,7 @@ def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, seed: int) -> C
         named = np.array([f"{path.stem}/{name}" for name in adata.obs_names], dtype=object)
         for start in range(0, source.n_obs, _BLOCK):
             block = slice(start, start + _BLOCK)
-            tokens.append(tokenizer.bins(source.rows(block.start, block.stop), match.ids, named[block], seed=seed)[0])
+            tokens.append(tokenizer.bins(source.rows(block.start, block.stop), match.ids, named[block], seed=rng))
         names.append(named)
         studies.append(adata.obs["study"].astype(str).to_numpy() if "study" in adata.obs else [path.stem] * adata.n_obs)
         logger.info("corpus: %s · %s cells · %s", path.name, f"{adata.n_obs:,}", match.summary())

@@ -171,8 +171,8 @@ def run(
     out, files = Path(out), [Path(path) for path in files]
     started = time.time()
     tokenizer = TokenizerConfig(n_bins=config.n_bins, ties=config.ties, max_length=1200, cls_value=-2.0)
-    corpus = build_corpus(files, Tokenizer(vocab, tokenizer), seed=rng)
-    training, validation = corpus.split(share=config.validation_share, seed=rng)
+    corpus = build_corpus(files, Tokenizer(vocab, tokenizer), rng=rng)
+    training, validation = corpus.split(share=config.validation_share, rng=rng)
     batches = {
         "train": _batches(corpus, training, vocab, config, seed=rng),
         "validation": _batches(corpus, validation, vocab, replace(config, panel_share=0.0), seed=rng + 1),

@@ -12,7 +12,7 @@ from scanpy_scgpt import models
 from scanpy_scgpt._keys import EMBED, UNS, EmbedKeys
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._types import Pooling, Select, Ties
-from scanpy_scgpt._validate import check_anndata, check_one_of, seed_of
+from scanpy_scgpt._validate import check_anndata, check_one_of, copied, seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.model import CellTokens, Embedder
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = get_logger(__name__)
-_FEW = 0.6  # share of matched genes below which a warning is given
 
 
 def embed(
@@ -116,10 +115,10 @@ def embed(
     >>> scgpt.tl.embed(adata, use_raw=True)
     >>> sc.pp.neighbors(adata, use_rep="X_scgpt")
     """
-    check_anndata(adata, function="tl.embed")
+    check_anndata(adata, function="tl.embed", copy=copy)
     seed, keys = seed_of(rng), EmbedKeys.named(key_added)
     checkpoint = models.load(model)
-    pooling = pooling or checkpoint.info.get("pooling", "cls")
+    pooling = checkpoint.info.get("pooling", "cls") if pooling is None else pooling
     check_one_of(pooling, ("cls", "mean", "weighted"), name="pooling")
     tokens = CellTokens(
         adata,
@@ -146,7 +145,7 @@ def embed(
         "key": keys.obsm,
         "version": __version__,
     }
-    adata = adata.copy() if copy else adata
+    adata = copied(adata) if copy else adata
     adata.obsm[keys.obsm] = vectors
     if tokens.empty.any() or EMBED.quality in adata.obs:
         adata.obs[keys.quality] = pd.Categorical(np.where(tokens.empty, "empty", "ok"), categories=["ok", "empty"])
@@ -169,14 +168,8 @@ def _receipt(record: dict[str, Any], tokens: CellTokens, *, model_given: bool) -
     if tokens.n_cut:
         parts.insert(3, f"{tokens.n_cut:,} cells cut to {tokens.config.max_length - 1:,} genes")
     logger.info("embed: %s → obsm[%r]", " · ".join(parts), record["key"])
-    share = tokens.match.n_matched / max(len(tokens.match.names), 1)
-    if share < _FEW:
-        logger.warning(
-            "embed: only %.0f %% of the genes are in the vocabulary; expect less from the embedding. "
-            "First names without a match: %s.",
-            100 * share,
-            ", ".join(map(repr, record["genes"]["not_matched"][:3])),
-        )
+    if warning := tokens.match.warning():
+        logger.warning("embed: %s", warning)
     if record["n_empty_cells"]:
         logger.warning(
             "embed: %s cells have no gene of the vocabulary and got the vector of an empty cell; "

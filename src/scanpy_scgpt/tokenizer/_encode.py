@@ -80,12 +80,12 @@ def _count_kept(indptr, indices, data, gene_of_column):  # pragma: no cover - co
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(indptr, indices, data, gene_of_column, gene_ids, columns, values):  # pragma: no cover - compiled
+def _gather(indptr, indices, data, gene_of_column, gene_ids, values):  # pragma: no cover - compiled
     n = 0
     for i in range(indptr[-1]):
         gene = gene_of_column[indices[i]]
         if data[i] != 0 and gene >= 0:
-            gene_ids[n], columns[n], values[n] = gene, indices[i], data[i]
+            gene_ids[n], values[n] = gene, data[i]
             n += 1
 
 
@@ -130,7 +130,7 @@ class Tokenizer:
 
     def bins(
         self, counts: sparse.csr_matrix, gene_of_column: np.ndarray, names: np.ndarray, *, seed: int = 0
-    ) -> tuple[Tokens, np.ndarray]:
+    ) -> Tokens:
         """Bins of all vocabulary genes of each cell, uncut.
 
         Parameters
@@ -146,21 +146,22 @@ class Tokenizer:
 
         Returns
         -------
-        The tokens, and the column of each token (int32, shape `(n_tokens,)`).
+        The tokens, in the order of the columns.
         """
         gene_of_column = np.ascontiguousarray(gene_of_column, dtype=np.int64)
         known = gene_of_column[gene_of_column >= 0]
-        if np.unique(known).size != known.size:
-            counts, gene_of_column = _merge_columns(counts, gene_of_column)
         data = _as_float(counts.data)
+        if np.unique(known).size != known.size:
+            counts = sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+            counts, gene_of_column = _merge_columns(counts, gene_of_column)
+            data = counts.data
         row_pointer = counts.indptr.astype(np.int64, copy=False)
         indptr = _count_kept(row_pointer, counts.indices, data, gene_of_column)
-        gene_ids, columns = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.int32)
-        values = np.empty(indptr[-1], data.dtype)
-        _gather(row_pointer, counts.indices, data, gene_of_column, gene_ids, columns, values)
+        gene_ids, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], data.dtype)
+        _gather(row_pointer, counts.indices, data, gene_of_column, gene_ids, values)
         keys = cell_keys(names, seed=seed, purpose="ties")
         digits = bin_rows(indptr, values, gene_ids, keys, n_bins=self.config.n_bins, ties=self.config.ties)
-        return Tokens(indptr, gene_ids, digits), columns
+        return Tokens(indptr, gene_ids, digits)
 
     def cut(self, tokens: Tokens, names: np.ndarray, *, seed: int = 0, keep: np.ndarray | None = None) -> Tokens:
         """Cells of at most `max_length - 1` genes; `keep` (bool per vocabulary id) protects genes."""
@@ -179,5 +180,5 @@ class Tokenizer:
         self, counts: sparse.csr_matrix, gene_of_column: np.ndarray, names: np.ndarray, *, seed: int = 0
     ) -> Tokens:
         """Tokens of the cells: :meth:`bins`, then :meth:`cut`."""
-        tokens, _ = self.bins(counts, gene_of_column, names, seed=seed)
+        tokens = self.bins(counts, gene_of_column, names, seed=seed)
         return self.cut(tokens, names, seed=seed)

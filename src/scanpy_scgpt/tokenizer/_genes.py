@@ -45,13 +45,16 @@ class GeneTable:
         numbers = ensembl_numbers(table["ensembl"].astype(str).map(lambda x: x if x.startswith("ENSG") else f"ENSG{x}"))
         self._row_of_ensembl = pd.Series(np.arange(len(table)), index=numbers)
         self._row_of_ensembl = self._row_of_ensembl[~self._row_of_ensembl.index.duplicated()]
-        symbols = table["symbol"].astype(str)
+        self._symbols = table["symbol"].astype(str).to_numpy()
         aliases = table["aliases"].astype(str) if "aliases" in table else pd.Series("", index=table.index)
-        names = (symbols + "|" + aliases).str.split("|").explode()
-        rows = np.repeat(np.arange(len(table)), (symbols + "|" + aliases).str.count(r"\|") + 1)
-        self._names = pd.DataFrame({"name": names.to_numpy(), "row": rows})
-        self._names = self._names[self._names["name"] != ""].drop_duplicates()
-        self._symbols = symbols.to_numpy()
+        other = aliases.str.split("|").explode()
+        rows = np.repeat(np.arange(len(table)), aliases.str.count(r"\|") + 1)
+        other = pd.DataFrame({"name": other.to_numpy(), "row": rows, "symbol": self._symbols[rows]})
+        other = other[(other["name"] != "") & ~other["name"].isin(self._symbols)]  # the name of a gene is that gene's
+        other = other[other.groupby("name")["symbol"].transform("nunique") == 1]  # an alias of two genes is neither's
+        own = pd.DataFrame({"name": self._symbols, "row": np.arange(len(table))})
+        self._other = other[["name", "row"]].drop_duplicates()
+        self._names = pd.concat([own, self._other], ignore_index=True)
 
     @classmethod
     def read(cls, path: str | Path) -> GeneTable:
@@ -61,7 +64,7 @@ class GeneTable:
     def _ids_of_rows(self, vocab: GeneVocab) -> pd.Series:
         """Vocabulary id of each row: its symbol, else the one of its other names that the vocabulary has."""
         by_symbol = vocab.ids(self._symbols)
-        named = self._names.assign(id=vocab.ids(self._names["name"]))
+        named = self._other.assign(id=vocab.ids(self._other["name"]))
         others = named[named["id"] >= 0].groupby("row")["id"].agg(["first", "nunique"])
         only = others.loc[others["nunique"] == 1, "first"]
         return pd.Series(by_symbol).where(by_symbol >= 0, only.reindex(range(len(by_symbol)), fill_value=-1))
@@ -121,6 +124,11 @@ class GeneMatch:
         return int((self.ids >= 0).sum())
 
     @cached_property
+    def n_null(self) -> int:
+        """Number of genes without a name."""
+        return sum(_named(x) == "" for x in self.names)
+
+    @cached_property
     def duplicates(self) -> list[str]:
         """Names of genes that share their id with an earlier gene; their values are summed."""
         known = pd.Series(self.ids).where(self.ids >= 0)
@@ -134,11 +142,22 @@ class GeneMatch:
             "n_genes": len(self.names),
             "n_matched": self.n_matched,
             **counts,
-            "n_null_names": int(sum(str(x).lower() in _NULL_NAMES for x in self.names)),
+            "n_null_names": self.n_null,
             "n_duplicates": len(self.duplicates),
             "duplicates": self.duplicates[:10],
             "not_matched": lost,
         }
+
+    def warning(self) -> str | None:
+        """What to say when only few of the genes are known, else `None`."""
+        share = self.n_matched / max(len(self.names), 1)
+        if share >= _FEW or not len(self.names):
+            return None
+        lost = ", ".join(map(repr, self.report()["not_matched"][:3]))
+        return (
+            f"only {100 * share:.0f} % of the genes are in the vocabulary; expect less from the model. "
+            f"First names without a match: {lost}."
+        )
 
     def summary(self) -> str:
         """One phrase, such as `17,903/19,201 genes matched (412 via Ensembl id, 96 via alias)`."""
@@ -146,7 +165,12 @@ class GeneMatch:
         via = [f"{n:,} via {ways[how]}" for how in ways if (n := int((self.how == how).sum()))]
         if self.duplicates:
             via.append(f"{len(self.duplicates):,} duplicated and summed")
+        if self.n_null:
+            via.append(f"{self.n_null:,} without a name")
         return f"{self.n_matched:,}/{len(self.names):,} genes matched" + (f" ({', '.join(via)})" if via else "")
+
+
+_FEW = 0.6  # share of matched genes below which a warning is given
 
 
 def match_genes(
@@ -177,10 +201,9 @@ def match_genes(
     The match, in the order of `names`.
     """
     names = np.asarray(names, dtype=object)
-    text = [str(x) for x in names]
-    ids, how = vocab.ids(text), np.full(len(text), "none", dtype=object)
+    sources = [[_named(x) for x in column] for column in (names, *(columns or {}).values())]
+    ids, how = vocab.ids(sources[0]), np.full(len(names), "none", dtype=object)
     how[ids >= 0] = "symbol"
-    sources = [text] + [[str(x) for x in column] for column in (columns or {}).values()]
 
     def fill(found: np.ndarray, way: str) -> None:
         new = (ids < 0) & (found >= 0)
@@ -188,7 +211,6 @@ def match_genes(
 
     for column in sources[1:]:
         fill(vocab.ids(column), "column")
-    null = np.array([x.lower() in _NULL_NAMES for x in text])
     if (ids < 0).any():
         table = gene_table or shipped_gene_table()
         for source in sources:
@@ -196,10 +218,16 @@ def match_genes(
             if (numbers >= 0).any():
                 fill(table.ids_of_ensembl(numbers, vocab), "ensembl")
         for source in sources:
-            found = np.where(null, -1, table.ids_of_aliases(source, vocab))
+            found = table.ids_of_aliases(source, vocab)
             taken = np.isin(found, ids[ids >= 0])  # the gene itself is in the data: the alias means another one
             fill(np.where(taken, -1, found), "alias")
     return GeneMatch(names, ids, how, vocab_size=len(vocab.genes))
+
+
+def _named(name: object) -> str:
+    """The name as text; empty where it stands for no name."""
+    text = str(name)
+    return "" if text.lower() in _NULL_NAMES else text
 
 
 def require_enough(match: GeneMatch, vocab: GeneVocab, *, min_genes: int) -> None:

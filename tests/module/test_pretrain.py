@@ -1,0 +1,73 @@
+"""The pretraining module without any file: its terms and which parts they train."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scanpy_scgpt.data import split_generative
+from scanpy_scgpt.module import PretrainModule, initial_weights
+from scanpy_scgpt.nn import TransformerConfig
+from scanpy_scgpt.tokenizer import Tokens
+
+CONFIG = TransformerConfig(n_tokens=60, pad_id=57, d_model=16, n_heads=2, n_layers=2, d_ff=16, dropout=0.0)
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    tokens = Tokens(np.array([0, 20, 26, 50]), rng.integers(0, 57, 50).astype(np.int32), rng.integers(1, 51, 50))
+    return split_generative(
+        tokens, ratio=0.5, max_length=18, pad_id=57, cls_id=58, cls_value=-2.0, rng=np.random.default_rng(1)
+    )
+
+
+def _module(**changes):
+    module = PretrainModule(CONFIG, **changes)
+    module.load_state_dict(initial_weights(CONFIG, seed=0))
+    return module
+
+
+def test_terms_and_weights(batch):
+    module = _module(contrast=True, weights={"gep": 0.5, "contrast": 3.0})
+    loss = module(batch)
+    assert set(loss.terms) == {"gep", "gepc", "prompt", "contrast"}
+    expected = 0.5 * loss.terms["gep"] + loss.terms["gepc"] + loss.terms["prompt"] + 3 * loss.terms["contrast"]
+    torch.testing.assert_close(loss.total, expected)
+    module.prompting = False
+    assert set(module(batch).terms) == {"gep", "gepc", "contrast"}
+
+
+def test_every_parameter_is_trained(batch):
+    module = _module()
+    module(batch).total.backward()
+    assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
+
+
+def test_padding_of_unknown_genes_does_not_count(batch):
+    module = _module()
+    before = module(batch).terms
+    targets = batch.targets.clone()
+    targets[batch.unknown_padding] = 1e6
+    after = module(batch._replace(targets=targets)).terms
+    for name in ("gep", "gepc", "prompt"):
+        torch.testing.assert_close(before[name], after[name])
+
+
+def test_the_prompt_takes_the_place_of_cls(batch):
+    module = _module().eval()
+    with torch.no_grad():
+        plain = module.generate(batch)
+        cls = module.transformer.encoder(batch.known.gene_ids, batch.known.values)[:, 0]
+        torch.testing.assert_close(module.generate(batch, cell=cls).unknown, plain.unknown)
+        assert not torch.allclose(module.generate(batch, cell=plain.cell).unknown, plain.unknown)
+
+
+def test_initial_weights_leave_the_random_state(batch):
+    before = torch.get_rng_state()
+    first, again = initial_weights(CONFIG, seed=3), initial_weights(CONFIG, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = initial_weights(CONFIG, seed=4)
+    assert not torch.equal(first["transformer.encoder.unknown"], other["transformer.encoder.unknown"])

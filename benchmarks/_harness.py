@@ -147,6 +147,6 @@ def conclude(name: str, results: Mapping[str, Any], bars: Sequence[Bar]) -> int:
     listed = [{**asdict(bar), "holds": bar.holds} for bar in bars]
     content = {"environment": environment(), "results": results, "bars": listed}
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, default=lambda value: value.item()) + "\n", encoding="utf-8")
     print(f"written: {path.relative_to(ROOT)}")
     return int(not all(bar.holds for bar in bars))

@@ -124,7 +124,7 @@ def agreement(cells: Cells, vocab: GeneVocab, package: original.Package | None) 
 
     def digits(ties: str) -> np.ndarray:
         tokenizer = Tokenizer(vocab, TokenizerConfig(ties=ties))
-        return tokenizer.bins(cells.counts, gene_of_column, cells.names)[0].values
+        return tokenizer.bins(cells.counts, gene_of_column, cells.names).values
 
     drawn = {"original's loop": np.concatenate([original.bin_cell(row, rng) for row in rows])}
     if package is not None:

@@ -288,6 +288,8 @@ def write_checkpoint(
         save_file(weights, draft / "weights.safetensors")
         (draft / "card.md").write_text(checkpoint.card or f"# {checkpoint.name}\n", encoding="utf-8")
         draft.chmod(0o755)
+        for path in draft.iterdir():
+            path.chmod(0o644)  # others may read what they may find
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.replace(folder, old / "old")

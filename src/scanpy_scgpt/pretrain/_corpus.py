@@ -43,15 +43,15 @@ class Corpus:
 
 
 def _read(path: Path) -> ad.AnnData:
-    if path.suffix == ".h5mu":
-        from mudata import read_h5mu
+    if path.suffix != ".h5mu":
+        return ad.read_h5ad(path)
+    from mudata import read_h5ad
 
-        mdata = read_h5mu(path)
-        if "rna" not in mdata.mod:
-            msg = f"{path} has no modality 'rna'; it has {', '.join(map(repr, mdata.mod))}."
-            raise ValueError(msg)
-        return mdata.mod["rna"]
-    return ad.read_h5ad(path)
+    try:
+        return read_h5ad(path, "rna")
+    except KeyError as error:
+        msg = f"{path} has no modality 'rna' ({error}). Write its counts to an .h5ad file and give that."
+        raise ValueError(msg) from error
 
 
 def _counts_of(path: Path) -> tuple[ad.AnnData, CountSource]:

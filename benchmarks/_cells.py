@@ -40,8 +40,8 @@ def read_cells(files: list[str], *, n_cells: int, seed: int = 0) -> list[Cells]:
     if found:
         return [_sample(path.name, ad.read_h5ad(path), n_cells=n_cells, seed=seed) for path in found]
     print(
-        f"No {', '.join(files)} in the folder of {VARIABLE} (or ../shared/data): taking scanpy's pbmc68k_reduced().raw, "
-        "which has only 765 genes and log-normalised values. The figures then say little."
+        f"No {', '.join(files)} in the folder of {VARIABLE} (or ../shared/data): taking scanpy's "
+        "pbmc68k_reduced().raw, which has only 765 genes and log-normalised values; the figures then say little."
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -85,7 +85,9 @@ OUR_NAMES_IN_LAYER = {
 def our_name(name: str) -> str:
     """Name in our checkpoints of a tensor of :class:`PlainEncoder`."""
     if not name.startswith("layers."):
-        return next(f"transformer.{new}{name.removeprefix(old)}" for old, new in OUR_NAMES.items() if name.startswith(old))
+        return next(
+            f"transformer.{new}{name.removeprefix(old)}" for old, new in OUR_NAMES.items() if name.startswith(old)
+        )
     number, rest = name.removeprefix("layers.layers.").split(".", maxsplit=1)
     old, new = next(pair for pair in OUR_NAMES_IN_LAYER.items() if rest.startswith(pair[0]))
     return f"transformer.layers.{number}.{new}{rest.removeprefix(old)}"
@@ -211,7 +213,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cells", type=int, default=64, help="cells of the first block")
     parser.add_argument("--long-cells", type=int, default=16, help="cells of the block with full lengths")
     parser.add_argument("--batch", type=int, default=64, help="batch of the rival (the original: 64)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--median-genes", type=float, default=820.0, help="of the lognormal")
     parser.add_argument("--spread", type=float, default=0.31, help="standard deviation of the log")

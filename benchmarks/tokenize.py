@@ -47,7 +47,7 @@ def ours(cells: Cells, gene_of_column: np.ndarray, tokenizer: Tokenizer) -> None
     vocab = tokenizer.vocab
     tokens = tokenizer.encode(cells.counts, gene_of_column, cells.names)
     for chosen in batches_by_length(tokens.lengths, max_tokens=MAX_TOKENS):
-        collate_digits(tokens.take(chosen), pad_id=vocab.pad_id, cls_id=vocab.cls_id, cls_digit=tokenizer.config.n_bins)
+        collate_digits(tokens, chosen, pad_id=vocab.pad_id, cls_id=vocab.cls_id, cls_digit=tokenizer.config.n_bins)
 
 
 def variants(cells: Cells, vocab: GeneVocab, package: original.Package | None) -> dict[str, Callable[[], None]]:

@@ -183,15 +183,15 @@ class CountSource:
         return {name: self.var[name].astype(str) for name in SYMBOL_COLUMNS + ENSEMBL_COLUMNS if name in self.var}
 
 
-def _candidates(adata: AnnData) -> dict[str, CountSource]:
-    found = {}
+def _candidates(adata: AnnData, *, use_raw: bool | None) -> Iterator[CountSource]:
+    """Where counts may be, in the order of truth; a source that is not asked for is not touched."""
     if "counts" in adata.layers:
-        found["layers['counts']"] = CountSource("layers['counts']", adata.layers["counts"], adata.var)
+        yield CountSource("layers['counts']", adata.layers["counts"], adata.var)
+        return
     if adata.X is not None:
-        found["X"] = CountSource("X", adata.X, adata.var)
-    if adata.raw is not None:
-        found["raw.X"] = CountSource("raw.X", adata.raw.X, adata.raw.var)
-    return found
+        yield CountSource("X", adata.X, adata.var)
+    if adata.raw is not None and use_raw is not False:
+        yield CountSource("raw.X", adata.raw.X, adata.raw.var)
 
 
 def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | None = None) -> CountSource:
@@ -218,23 +218,20 @@ def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | N
             raise KeyError(msg)
         chosen = CountSource(f"layers[{layer!r}]", adata.layers[layer], adata.var)
         return _accepted(chosen, [])
-    found = _candidates(adata)
     if use_raw:
-        if "raw.X" not in found:
+        if adata.raw is None:
             msg = "use_raw=True, but adata.raw is None. Leave use_raw out to use X."
             raise ValueError(msg)
-        return _accepted(found["raw.X"], [])
-    if use_raw is False:
-        found.pop("raw.X", None)
-    if not found:
+        return _accepted(CountSource("raw.X", adata.raw.X, adata.raw.var), [])
+    seen: list[CountSource] = []
+    for source in _candidates(adata, use_raw=use_raw):
+        if source.where == "layers['counts']" or source.seen.is_counts:
+            return _accepted(source, [])
+        seen.append(source)
+    if not seen:
         msg = "adata has no matrix: X is None, and there is no layer 'counts'. Name the layer with them: layer='...'."
         raise ValueError(msg)
-    if "layers['counts']" in found:
-        return _accepted(found["layers['counts']"], [])
-    with_counts = [source for source in found.values() if source.seen.is_counts]
-    others = [source for source in found.values() if source.seen.n_bad == 0 and source.seen.minimum >= 0]
-    chosen = with_counts[0] if with_counts else found.get("X", next(iter(found.values())))
-    return _accepted(chosen, [source for source in others if source is not chosen])
+    return _accepted(seen[0], [other for other in seen[1:] if other.seen.n_bad == 0 and other.seen.minimum >= 0])
 
 
 def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:

@@ -19,7 +19,7 @@ def _tokens(lengths, seed=0):
 
 def test_cls_first_then_the_genes_then_padding():
     tokens = _tokens([3, 0, 5])
-    batch = collate_digits(tokens, pad_id=90, cls_id=91, cls_digit=51)
+    batch = collate_digits(tokens, np.arange(len(tokens)), pad_id=90, cls_id=91, cls_digit=51)
     assert batch.gene_ids.shape == (3, 6)
     assert (batch.gene_ids[:, 0] == 91).all()
     assert (batch.digits[:, 0] == 51).all()
@@ -27,7 +27,7 @@ def test_cls_first_then_the_genes_then_padding():
     np.testing.assert_array_equal(batch.gene_ids[0, 1:4], tokens.gene_ids[:3])
     np.testing.assert_array_equal(batch.digits[2, 1:], tokens.values[3:])
     assert (batch.gene_ids[batch.padding] == 90).all()
-    assert collate_digits(_tokens([4, 4]), pad_id=90, cls_id=91, cls_digit=51).padding is None
+    assert collate_digits(_tokens([4, 4]), np.arange(2), pad_id=90, cls_id=91, cls_digit=51).padding is None
 
 
 @pytest.mark.parametrize("max_tokens", [1, 64, 500, 10**9])
@@ -53,7 +53,7 @@ def test_padded_cells_of_the_original(fixtures_dir):
     recorded = np.load(fixtures_dir / "tokenize.npz")
     matrix = sparse.csr_matrix(recorded["input"])
     tokens = Tokens(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.uint8))
-    batch = collate_digits(tokens, pad_id=100, cls_id=101, cls_digit=0)
+    batch = collate_digits(tokens, np.arange(len(tokens)), pad_id=100, cls_id=101, cls_digit=0)
     np.testing.assert_array_equal(batch.gene_ids, recorded["nonzero_fit/genes"])
     kept = ~batch.padding.numpy()
     np.testing.assert_array_equal(batch.digits.numpy()[kept], recorded["nonzero_fit/values"][kept])

@@ -15,7 +15,7 @@ from scanpy_scgpt.tokenizer import Tokens
 class DigitBatch(NamedTuple):
     """Padded cells for the forward-only encoder, `<cls>` first.
 
-    `gene_ids`, `digits` (batch, length) int64; `padding` (batch, length) bool or None when no cell is padded.
+    `gene_ids`, `digits` (batch, length) int32; `padding` (batch, length) bool or None when no cell is padded.
     """
 
     gene_ids: Tensor
@@ -23,27 +23,29 @@ class DigitBatch(NamedTuple):
     padding: Tensor | None
 
 
-def collate_digits(tokens: Tokens, *, pad_id: int, cls_id: int, cls_digit: int) -> DigitBatch:
+def collate_digits(tokens: Tokens, cells: np.ndarray, *, pad_id: int, cls_id: int, cls_digit: int) -> DigitBatch:
     """Pad cells to the longest of them and put `<cls>` first.
 
     Parameters
     ----------
     tokens
-        Cells of the batch.
+        Tokens of any cells.
+    cells
+        Positions of the cells of the batch, shape `(n,)`.
     pad_id, cls_id
         Ids of the special tokens.
     cls_digit
         Digit that stands for the value of `<cls>`; padding has digit 0.
     """
-    lengths = tokens.lengths
-    kept = np.arange(int(lengths.max(initial=0)) + 1) <= lengths[:, None]
-    genes = kept.copy()
-    genes[:, 0] = False
-    gene_ids = np.full(kept.shape, pad_id, dtype=np.int64)
-    digits = np.zeros(kept.shape, dtype=np.int64)
+    lengths = tokens.indptr[cells + 1] - tokens.indptr[cells]
+    shape = (len(cells), int(lengths.max(initial=0)) + 1)
+    gene_ids = np.full(shape, pad_id, dtype=np.int32)
+    digits = np.zeros(shape, dtype=np.int32)
     gene_ids[:, 0], digits[:, 0] = cls_id, cls_digit
-    gene_ids[genes], digits[genes] = tokens.gene_ids, tokens.values
-    padding = None if kept.all() else torch.from_numpy(~kept)
+    tokens.fill(cells, gene_ids, digits)
+    padding = None
+    if (lengths + 1 < shape[1]).any():
+        padding = torch.from_numpy(np.arange(shape[1]) > lengths[:, None])
     return DigitBatch(torch.from_numpy(gene_ids), torch.from_numpy(digits), padding)
 
 

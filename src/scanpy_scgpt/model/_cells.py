@@ -83,11 +83,6 @@ class CellTokens:
         for start in range(0, self.source.n_obs, BLOCK):
             yield self.block(start, min(start + BLOCK, self.source.n_obs))
 
-    def ids_of(self, var_names: pd.Index) -> np.ndarray:
-        """Vocabulary ids of genes by name, -1 for none; shape `(len(var_names),)`, int64."""
-        ids = pd.Series(self.match.ids, index=self.source.var.index)
-        return ids[~ids.index.duplicated()].reindex(var_names, fill_value=-1).to_numpy()
-
     def record(self) -> dict[str, Any]:
         """Where the tokens come from, as kept in `.uns`."""
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,8 @@ class Embedder:
         vocab = self.checkpoint.vocab
         for cells in batches_by_length(tokens.lengths, max_tokens=self.max_tokens):
             batch = collate_digits(
-                tokens.take(cells),
+                tokens,
+                cells,
                 pad_id=vocab.pad_id,
                 cls_id=vocab.cls_id,
                 cls_digit=self.checkpoint.tokenizer.n_bins,
@@ -154,6 +156,11 @@ class Embedder:
         vectors[np.asarray(ids) < 0] = np.nan
         return vectors
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, Any]:
         """How vectors are made, as kept in `.uns`."""
-        return {"pooling": self.pooling, "device": str(self.torch_device), "precision": "fp32"}
+        return {
+            "pooling": self.pooling,
+            "device": str(self.torch_device),
+            "precision": "fp32",
+            "ignored_tensors": sorted(self.report.ignored),
+        }

@@ -59,9 +59,9 @@ class CellEncoder(nn.Module):
         Parameters
         ----------
         gene_ids
-            (batch, length) int64, `<cls>` first.
+            (batch, length) int32 or int64, `<cls>` first.
         digits
-            (batch, length) int64; the first column holds `n_bins`, the row of `<cls>`.
+            (batch, length) int32 or int64; the first column holds `n_bins`, the row of `<cls>`.
         padding
             (batch, length) bool, True where padded, or None.
 

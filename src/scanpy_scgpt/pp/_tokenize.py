@@ -125,7 +125,7 @@ def tokenize(
     table = None if gene_table is None else GeneTable(gene_table)
     found = match_genes(source.var.index, vocab, columns=source.gene_columns(gene_symbols), gene_table=table)
     require_enough(found, vocab, min_genes=min_genes)
-    match = _match_of(adata.var_names, source, found)
+    match = found.among(adata.var_names)
     bins = _binned(source, tokenizer, found, match, adata.obs_names.to_numpy(), seed=seed)
     adata = copied(adata) if copy else adata
     adata.var[TOKENIZE.token] = match.ids
@@ -148,6 +148,14 @@ def tokenize(
     )
     if warning := match.warning():
         logger.warning("tokenize: %s", warning)
+    if match.n_matched < found.n_matched:
+        logger.warning(
+            "tokenize: %s has %s genes of the vocabulary, the layer has room for the %s of them in var; "
+            "tl.embed uses them all.",
+            source.where,
+            f"{found.n_matched:,}",
+            f"{match.n_matched:,}",
+        )
     return adata if copy else None
 
 
@@ -180,21 +188,12 @@ def _binned(
     return sparse.vstack(blocks, format="csr", dtype=np.uint8)
 
 
-def _match_of(var_names: pd.Index, source: CountSource, found: GeneMatch) -> GeneMatch:
-    """The match for the genes of `var`, which may be others than those of the matrix (`raw`)."""
-    if source.var.index.equals(var_names):
-        return found
-    first = pd.Series(np.arange(len(found.ids)), index=source.var.index)
-    at = first[~first.index.duplicated()].reindex(var_names, fill_value=-1).to_numpy()
-    ids, how = (np.where(at >= 0, values[at], none) for values, none in ((found.ids, -1), (found.how, "none")))
-    return GeneMatch(var_names.to_numpy(), ids, how, found.vocab_size)
-
-
 def _record(
     label: str, vocab: GeneVocab, config: TokenizerConfig, source: CountSource, match: GeneMatch, *, seed: int
 ) -> dict[str, Any]:
     return {
-        "model": label,
+        "model": label.split("@", maxsplit=1)[0],
+        "model_hash": label.partition("@")[2],
         "vocab_hash": vocab.digest,
         "n_bins": config.n_bins,
         "ties": config.ties,

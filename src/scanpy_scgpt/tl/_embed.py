@@ -48,8 +48,10 @@ def embed(
 ) -> AnnData | None:
     """Embed cells with a pretrained scGPT transformer, zero-shot :cite:p:`Cui2024`.
 
-    Rows are read, tokenised and encoded in blocks, so nothing is densified and, beyond the result, the memory does not
-    grow with the number of cells. The same cell gets the same vector (to rounding) whatever the order, subset or batch.
+    Makes its own tokens from the counts, also after :func:`scanpy_scgpt.pp.tokenize`, whose layer is for your eyes and
+    other tools; its settings are arguments here too. Rows are read, tokenised and encoded in blocks, so nothing is
+    densified and, beyond the result, the memory does not grow with the number of cells. The same cell gets the same
+    vector (to rounding) whatever the order, subset or batch.
 
     Parameters
     ----------
@@ -150,7 +152,7 @@ def embed(
     if tokens.empty.any() or EMBED.quality in adata.obs:
         adata.obs[keys.quality] = pd.Categorical(np.where(tokens.empty, "empty", "ok"), categories=["ok", "empty"])
     if gene_embeddings:
-        adata.varm[keys.varm] = embedder.gene_vectors(tokens.ids_of(adata.var_names))
+        adata.varm[keys.varm] = embedder.gene_vectors(tokens.match.among(adata.var_names).ids)
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
     _receipt(record, tokens, model_given=model is not None)
     return adata if copy else None
@@ -168,6 +170,9 @@ def _receipt(record: dict[str, Any], tokens: CellTokens, *, model_given: bool) -
     if tokens.n_cut:
         parts.insert(3, f"{tokens.n_cut:,} cells cut to {tokens.config.max_length - 1:,} genes")
     logger.info("embed: %s → obsm[%r]", " · ".join(parts), record["key"])
+    if n_ignored := len(record["ignored_tensors"]):
+        first = ", ".join(record["ignored_tensors"][:3])
+        logger.warning("embed: %s tensors of the checkpoint have no place in this network: %s.", n_ignored, first)
     if warning := tokens.match.warning():
         logger.warning("embed: %s", warning)
     if record["n_empty_cells"]:

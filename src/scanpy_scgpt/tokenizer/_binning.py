@@ -72,11 +72,44 @@ def _edges_of_values(ordered, quantiles, edges):  # pragma: no cover - compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_small_counts(row):  # pragma: no cover - compiled
-    bad = 0
-    for x in row:
-        bad += not (0 <= x < _MAX_COUNT) or x != np.floor(x)
-    return bad == 0
+def _count(row, histogram):  # pragma: no cover - compiled
+    """Fill the histogram with whole numbers below `_MAX_COUNT`; the largest of them, or -1 for any other row."""
+    top = 0
+    for i in range(row.shape[0]):
+        x = row[i]
+        if not 0 <= x < _MAX_COUNT:
+            break
+        whole = np.int64(x)
+        if whole != x:
+            break
+        histogram[whole] += 1
+        top = max(top, whole)
+    else:
+        return top
+    histogram[:] = 0
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _ranges_of_counts(top, n, histogram, values, cumulative, quantiles, edges, left_of, right_of):  # pragma: no cover
+    """Tie range of each count that occurs; empties the histogram."""
+    n_distinct, total = 0, 0
+    for x in range(top + 1):
+        if histogram[x]:
+            total += histogram[x]
+            values[n_distinct], cumulative[n_distinct] = x, total
+            n_distinct += 1
+            histogram[x] = 0
+    _edges_of_counts(values, cumulative, n_distinct, n, quantiles, edges)
+    left, right = 0, 0
+    for k in range(n_distinct):
+        x = values[k]
+        while left < edges.shape[0] and edges[left] < x:
+            left += 1
+        right = max(left, right)
+        while right < edges.shape[0] and edges[right] <= x:
+            right += 1
+        left_of[x], right_of[x] = left, right
 
 
 @numba.njit(cache=True, nogil=True)
@@ -87,34 +120,13 @@ def _bin_kernel(indptr, data, gene_ids, cell_keys, quantiles, mode, out):  # pra
     edges = np.zeros(quantiles.shape[0], np.float64)
     for r in range(indptr.shape[0] - 1):
         start, stop = indptr[r], indptr[r + 1]
-        n = stop - start
-        if n == 0:
+        if start == stop:
             continue
-        if _is_small_counts(data[start:stop]):
-            top = 0
+        top = _count(data[start:stop], histogram)
+        if top >= 0:
+            _ranges_of_counts(top, stop - start, histogram, values, cumulative, quantiles, edges, left_of, right_of)
             for i in range(start, stop):
-                x = int(data[i])
-                histogram[x] += 1
-                top = max(top, x)
-            n_distinct, total = 0, 0
-            for x in range(top + 1):
-                if histogram[x]:
-                    total += histogram[x]
-                    values[n_distinct], cumulative[n_distinct] = x, total
-                    n_distinct += 1
-                    histogram[x] = 0
-            _edges_of_counts(values, cumulative, n_distinct, n, quantiles, edges)
-            left, right = 0, 0
-            for k in range(n_distinct):
-                x = values[k]
-                while left < edges.shape[0] and edges[left] < x:
-                    left += 1
-                right = max(left, right)
-                while right < edges.shape[0] and edges[right] <= x:
-                    right += 1
-                left_of[x], right_of[x] = left, right
-            for i in range(start, stop):
-                x = int(data[i])
+                x = np.int64(data[i])
                 out[i] = _digit(left_of[x], right_of[x], mode, cell_keys[r], gene_ids[i])
         else:
             _edges_of_values(np.sort(data[start:stop]), quantiles, edges)

@@ -69,24 +69,15 @@ class TokenizerConfig:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_kept(indptr, indices, data, gene_of_column):  # pragma: no cover - compiled
-    out = np.zeros(indptr.shape[0], np.int64)
-    for r in range(indptr.shape[0] - 1):
-        n = 0
-        for i in range(indptr[r], indptr[r + 1]):
-            n += data[i] != 0 and gene_of_column[indices[i]] >= 0
-        out[r + 1] = out[r] + n
-    return out
-
-
-@numba.njit(cache=True, nogil=True)
-def _gather(indptr, indices, data, gene_of_column, gene_ids, values):  # pragma: no cover - compiled
+def _gather(indptr, indices, data, gene_of_column, out_indptr, gene_ids, values):  # pragma: no cover - compiled
     n = 0
-    for i in range(indptr[-1]):
-        gene = gene_of_column[indices[i]]
-        if data[i] != 0 and gene >= 0:
-            gene_ids[n], values[n] = gene, data[i]
-            n += 1
+    for r in range(indptr.shape[0] - 1):
+        for i in range(indptr[r], indptr[r + 1]):
+            gene = gene_of_column[indices[i]]
+            if gene >= 0 and data[i] != 0:
+                gene_ids[n], values[n] = gene, data[i]
+                n += 1
+        out_indptr[r + 1] = n
 
 
 def _as_float(data: np.ndarray) -> np.ndarray:
@@ -95,7 +86,7 @@ def _as_float(data: np.ndarray) -> np.ndarray:
         return data
     if data.dtype.kind == "f":
         return data.astype(np.float32 if data.dtype.itemsize < np.dtype(np.float32).itemsize else np.float64)
-    small = data.dtype.itemsize <= 2 or data.size == 0 or np.abs(data).max() < _EXACT_IN_FLOAT32
+    small = data.dtype.itemsize <= 2 or data.size == 0 or max(data.max(), -data.min()) < _EXACT_IN_FLOAT32
     return data.astype(np.float32 if small else np.float64)
 
 
@@ -151,14 +142,15 @@ class Tokenizer:
         gene_of_column = np.ascontiguousarray(gene_of_column, dtype=np.int64)
         known = gene_of_column[gene_of_column >= 0]
         data = _as_float(counts.data)
-        if np.unique(known).size != known.size:
+        if np.bincount(known).max(initial=0) > 1:
             counts = sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
             counts, gene_of_column = _merge_columns(counts, gene_of_column)
             data = counts.data
         row_pointer = counts.indptr.astype(np.int64, copy=False)
-        indptr = _count_kept(row_pointer, counts.indices, data, gene_of_column)
-        gene_ids, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], data.dtype)
-        _gather(row_pointer, counts.indices, data, gene_of_column, gene_ids, values)
+        indptr = np.zeros(row_pointer.size, np.int64)
+        gene_ids, values = np.empty(data.size, np.int32), np.empty(data.size, data.dtype)
+        _gather(row_pointer, counts.indices, data, gene_of_column, indptr, gene_ids, values)
+        gene_ids, values = gene_ids[: indptr[-1]], values[: indptr[-1]]
         keys = cell_keys(names, seed=seed, purpose="ties")
         digits = bin_rows(indptr, values, gene_ids, keys, n_bins=self.config.n_bins, ties=self.config.ties)
         return Tokens(indptr, gene_ids, digits)

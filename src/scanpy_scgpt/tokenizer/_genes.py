@@ -134,6 +134,16 @@ class GeneMatch:
         known = pd.Series(self.ids).where(self.ids >= 0)
         return [str(x) for x in self.names[(known.duplicated() & known.notna()).to_numpy()]]
 
+    def among(self, names: Sequence[str]) -> GeneMatch:
+        """The match for other genes by name (`var` where the counts are those of `raw`); itself for the same names."""
+        names = pd.Index(names)
+        if names.equals(pd.Index(self.names)):
+            return self
+        first = pd.Series(np.arange(len(self.ids)), index=self.names)
+        at = first[~first.index.duplicated()].reindex(names, fill_value=-1).to_numpy()
+        ids, how = (np.where(at >= 0, values[at], none) for values, none in ((self.ids, -1), (self.how, "none")))
+        return GeneMatch(names.to_numpy(dtype=object), ids, how, self.vocab_size)
+
     def report(self) -> dict[str, Any]:
         """Plain counts and examples, as kept in `.uns`."""
         lost = [str(x) for x in self.names[self.ids < 0][:10]]
@@ -239,31 +249,37 @@ def require_enough(match: GeneMatch, vocab: GeneVocab, *, min_genes: int) -> Non
         When fewer than `min_genes` genes were matched; the text says what the names look like.
     """
     n_distinct = np.unique(match.ids[match.ids >= 0]).size
-    if n_distinct >= max(min_genes, 1):
+    lost = [name for name in map(_named, match.names[match.ids < 0]) if name]
+    if n_distinct >= max(min_genes, 1) and not (n_distinct < _FEW * len(match.names) and _mouse_like(lost, vocab)):
         return
-    first = [str(x) for x in match.names[match.ids < 0][:3]]
     msg = (
         f"{n_distinct:,} of {len(match.names):,} genes are in the vocabulary of {match.vocab_size:,} genes, "
-        f"at least {max(min_genes, 1):,} are needed. First names without a match: {', '.join(map(repr, first))}. "
-        f"{_advice([str(x) for x in match.names], vocab)}"
+        f"at least {max(min_genes, 1):,} are needed. First names without a match: "
+        f"{', '.join(map(repr, lost[:3]))}. {_advice(lost, vocab)}"
     )
     raise GeneMatchError(msg)
 
 
-def _advice(names: list[str], vocab: GeneVocab) -> str:
-    sample = [name for name in names[:500] if name]
-    if any(name.startswith("ENSMUSG") for name in sample):
+def _mouse_like(lost: list[str], vocab: GeneVocab) -> bool:
+    """Many names without a match would match in capitals."""
+    sample = lost[:500]
+    return bool(sample) and np.mean([name.upper() in vocab for name in sample]) > 0.3
+
+
+def _advice(lost: list[str], vocab: GeneVocab) -> str:
+    if any(name.startswith("ENSMUSG") for name in lost[:500]):
         return "These are mouse Ensembl ids and the vocabulary is human: rename the genes to their human orthologs."
-    if sample and np.mean([name.isdigit() for name in sample]) > 0.9:
+    if lost and np.mean([name.isdigit() for name in lost[:500]]) > 0.9:
         return "These are numbers, not names: set them with adata.var_names = adata.var['<column with symbols>']."
-    if sample and np.mean([name.upper() in vocab and name not in vocab for name in sample]) > 0.3:
+    if _mouse_like(lost, vocab):
         return (
             "They would match in capitals, so they look like mouse symbols and the vocabulary is human: rename the "
             "genes to their human orthologs (right for most: adata.var_names = adata.var_names.str.upper())."
         )
-    near = difflib.get_close_matches(sample[0], vocab.genes, n=1) if sample else []
-    hint = f" ({sample[0]!r} is close to {near[0]!r})" if near else ""
+    near = difflib.get_close_matches(lost[0], vocab.genes, n=1) if lost else []
+    hint = f" ({lost[0]!r} is close to {near[0]!r})" if near else ""
     return (
         f"Give gene symbols or Ensembl ids as adata.var_names, or name the column that holds them: "
-        f"gene_symbols='<column>'{hint}. A small panel passes with min_genes=."
+        f"gene_symbols='<column>'{hint}. The vocabulary has names such as {', '.join(map(repr, vocab.genes[:3]))}. "
+        "A small panel passes with min_genes=."
     )

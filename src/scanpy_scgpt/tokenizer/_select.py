@@ -14,26 +14,51 @@ from ._hash import hash32
 SELECT: tuple[str, ...] = get_args(Select)
 
 
+_BUCKETS = 4096
+
+
+@numba.njit(cache=True, nogil=True)
+def _choose_lowest(score, k, shift, counts, chosen):  # pragma: no cover - compiled
+    """Mark the `k` lowest scores: whole buckets below the one that holds the last of them, and a part of that one."""
+    counts[:] = 0
+    for x in score:
+        counts[x >> shift] += 1
+    below, bucket = 0, 0
+    while below + counts[bucket] < k:
+        below += counts[bucket]
+        bucket += 1
+    edge = np.empty(counts[bucket], np.int64)
+    n = 0
+    for i in range(score.shape[0]):
+        at = np.int64(score[i] >> shift)
+        if at < bucket:
+            chosen[i] = True
+        elif at == bucket:
+            edge[n] = i
+            n += 1
+    order = np.argsort(score[edge])
+    for i in range(k - below):
+        chosen[edge[order[i]]] = True
+
+
 @numba.njit(cache=True, nogil=True)
 def _select_kernel(indptr, gene_ids, digits, keep, cell_keys, max_genes, top, chosen):  # pragma: no cover - compiled
+    counts = np.zeros(_BUCKETS, np.int64)
+    shift = np.uint64(28 if top else 20)  # scores of 40 bits (digit, then draw) or 32 bits (draw)
     for r in range(indptr.shape[0] - 1):
         start, stop = indptr[r], indptr[r + 1]
-        n = stop - start
-        if n <= max_genes:
+        if stop - start <= max_genes:
             chosen[start:stop] = True
             continue
-        rank = np.empty(n, np.uint64)
-        for i in range(n):
+        score = np.empty(stop - start, np.uint64)
+        for i in range(stop - start):
             gene = gene_ids[start + i]
-            score = hash32(cell_keys[r], np.uint64(gene))
+            score[i] = hash32(cell_keys[r], np.uint64(gene))
             if top:
-                score = score | (np.uint64(255 - digits[start + i]) << np.uint64(32))
+                score[i] |= np.uint64(255 - digits[start + i]) << np.uint64(32)
             if gene < keep.shape[0] and keep[gene]:
-                score = np.uint64(0)
-            rank[i] = score
-        order = np.argsort(rank)
-        for i in range(max_genes):
-            chosen[start + order[i]] = True
+                score[i] = np.uint64(0)
+        _choose_lowest(score, max_genes, shift, counts, chosen[start:stop])
 
 
 def select_genes(

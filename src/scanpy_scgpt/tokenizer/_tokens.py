@@ -4,7 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(indptr, gene_ids, values, cells, out_ids, out_digits):  # pragma: no cover - compiled
+    for row in range(cells.shape[0]):
+        start, stop = indptr[cells[row]], indptr[cells[row] + 1]
+        for i in range(start, stop):
+            out_ids[row, i - start + 1] = gene_ids[i]
+            out_digits[row, i - start + 1] = values[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _compact(indptr, gene_ids, values, chosen):  # pragma: no cover - compiled
+    kept = np.zeros_like(indptr)
+    out_ids, out_values = np.empty_like(gene_ids), np.empty_like(values)
+    n = 0
+    for r in range(indptr.shape[0] - 1):
+        for i in range(indptr[r], indptr[r + 1]):
+            if chosen[i]:
+                out_ids[n], out_values[n] = gene_ids[i], values[i]
+                n += 1
+        kept[r + 1] = n
+    return kept, out_ids[:n], out_values[:n]
 
 
 @dataclass(frozen=True)
@@ -43,8 +67,19 @@ class Tokens:
 
     def masked(self, chosen: np.ndarray) -> Tokens:
         """The tokens where `chosen` (bool, shape `(n_tokens,)`) is True; cells stay, some get shorter."""
-        kept = np.concatenate([[0], np.cumsum(chosen)])[self.indptr]
-        return Tokens(kept, self.gene_ids[chosen], self.values[chosen])
+        return Tokens(*_compact(self.indptr, self.gene_ids, self.values, chosen))
+
+    def fill(self, cells: np.ndarray, gene_ids: np.ndarray, digits: np.ndarray) -> None:
+        """Write the cells at these positions into padded arrays, from the second column on.
+
+        Parameters
+        ----------
+        cells
+            Positions of cells, int, shape `(n,)`.
+        gene_ids, digits
+            Arrays of int32, shape `(n, longest + 1)`, changed in place; padding keeps what it holds.
+        """
+        _fill(self.indptr, self.gene_ids, self.values, cells, gene_ids, digits)
 
     def take(self, cells: np.ndarray) -> Tokens:
         """Tokens of the cells at these positions (int, shape `(n,)`), in that order."""

@@ -37,6 +37,42 @@ def test_environment_sets_the_defaults():
     assert done.stdout == "Settings(model='x', verbosity='error', progress_bar=False)\n"
 
 
+def _settings_in(env, before=""):
+    code = f"{before}\nimport logging, scanpy_scgpt as s; print(s.settings, logging.getLogger('scanpy_scgpt').level)"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr
+
+
+def test_an_unknown_verbosity_of_the_environment_warns():
+    out, err = _settings_in({"SCANPY_SCGPT_VERBOSITY": "loud"})
+    assert "verbosity='info'" in out
+    assert "SCANPY_SCGPT_VERBOSITY='loud' is unknown, 'info' is used. Set it to one of 'error'" in err
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("0", False), ("false", False), ("No", False), ("off", False), ("1", True), ("yes", True)]
+)
+def test_words_for_no_progress(monkeypatch, value, shown):
+    monkeypatch.setenv("SCANPY_SCGPT_PROGRESS", value)
+    monkeypatch.setenv("SCANPY_SCGPT_VERBOSITY", "info")
+    assert type(scgpt.settings)().progress_bar is shown
+
+
+def test_the_level_of_the_application_stays():
+    before = "import logging; logging.getLogger('scanpy_scgpt').setLevel(logging.CRITICAL)"
+    assert _settings_in({}, before) == ("Settings(model='mini', verbosity='error', progress_bar=True) 50\n", "")
+    out, _ = _settings_in({"SCANPY_SCGPT_VERBOSITY": "debug"}, before)
+    assert out == "Settings(model='mini', verbosity='debug', progress_bar=True) 10\n"
+    out, _ = _settings_in({}, before.replace("CRITICAL", "WARNING"))
+    assert "verbosity='warning'" in out
+
+
+def test_parts_of_the_network_are_reached_from_the_package():
+    assert scgpt.nn.TransformerConfig.__name__ == "TransformerConfig"
+    assert scgpt.tokenizer.GeneVocab.__name__ == "GeneVocab"
+    assert {"nn", "tokenizer"} <= set(scgpt.__all__)
+
+
 def test_receipts_reach_standard_error_without_any_set_up():
     code = "from scanpy_scgpt._logging import get_logger; get_logger('scanpy_scgpt.x').info('a receipt')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

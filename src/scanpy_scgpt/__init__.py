@@ -11,10 +11,24 @@ from ._version import __version__
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from . import baselines, io, metrics, model, models, pl, pp, pretrain, tl
+    from . import baselines, io, metrics, model, models, nn, pl, pp, pretrain, tl, tokenizer
 
-_LAZY = ("baselines", "io", "metrics", "model", "models", "pl", "pp", "pretrain", "tl")
-__all__ = ["__version__", "baselines", "io", "metrics", "model", "models", "pl", "pp", "pretrain", "settings", "tl"]
+_LAZY = ("baselines", "io", "metrics", "model", "models", "nn", "pl", "pp", "pretrain", "tl", "tokenizer")
+__all__ = [
+    "__version__",
+    "baselines",
+    "io",
+    "metrics",
+    "model",
+    "models",
+    "nn",
+    "pl",
+    "pp",
+    "pretrain",
+    "settings",
+    "tl",
+    "tokenizer",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -30,6 +30,14 @@ def set_verbosity(level: str) -> None:
     logging.getLogger(LOGGER_NAME).setLevel(VERBOSITIES[level])
 
 
+def verbosity() -> str | None:
+    """Name of the level of the package logger (of a level in between, the next less talkative); None if it has none."""
+    level = logging.getLogger(LOGGER_NAME).level
+    if level == logging.NOTSET:
+        return None
+    return next((name for name, value in reversed(VERBOSITIES.items()) if value >= level), "error")
+
+
 def get_logger(name: str) -> logging.Logger:
     """Logger of a module of the package; the first call attaches the handler of the package."""
     package = logging.getLogger(LOGGER_NAME)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ._logging import VERBOSITIES, set_verbosity
+from ._logging import VERBOSITIES, set_verbosity, verbosity
 
 _FIELDS = ("model", "verbosity", "progress_bar")
+_OFF = {"0", "false", "no", "off"}
+
+
+def _verbosity_of_environment() -> str | None:
+    """What the environment asks for; `"info"`, with a warning, for an unknown value; None if it asks for nothing."""
+    given = os.environ.get("SCANPY_SCGPT_VERBOSITY", "").strip().lower()
+    if given and given not in VERBOSITIES:
+        msg = (
+            f"SCANPY_SCGPT_VERBOSITY={given!r} is unknown, 'info' is used. Set it to one of "
+            f"{', '.join(map(repr, VERBOSITIES))}."
+        )
+        warnings.warn(msg, stacklevel=3)
+        return "info"
+    return given or None
 
 
 class Settings:
@@ -20,14 +35,19 @@ class Settings:
         Checkpoint that `model=None` means: a name or a folder (`SCANPY_SCGPT_MODEL`; default `"mini"`).
     verbosity
         `"error"`, `"warning"`, `"info"` (default: receipts are shown) or `"debug"` (`SCANPY_SCGPT_VERBOSITY`).
+        A level that the logger `scanpy_scgpt` has before the import stays unless one of the two sets another.
     progress_bar
-        Show progress of long loops (`SCANPY_SCGPT_PROGRESS`, `0` or `1`; default 1).
+        Show progress of long loops (`SCANPY_SCGPT_PROGRESS`; `0`, `false`, `no` or `off` hides it).
     """
 
     def __init__(self) -> None:
         self.model: str = os.environ.get("SCANPY_SCGPT_MODEL", "mini")
-        self.verbosity = os.environ.get("SCANPY_SCGPT_VERBOSITY", "info")
-        self.progress_bar = os.environ.get("SCANPY_SCGPT_PROGRESS", "1") != "0"
+        asked, of_application = _verbosity_of_environment(), verbosity()
+        if asked is None and of_application is not None:
+            super().__setattr__("verbosity", of_application)  # known, but the level stays exactly as it is
+        else:
+            self.verbosity = asked or "info"
+        self.progress_bar = os.environ.get("SCANPY_SCGPT_PROGRESS", "1").strip().lower() not in _OFF
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _FIELDS:

@@ -28,3 +28,11 @@ def test_logged_values_are_taken_as_they_are_and_the_input_stays(pbmc):
     assert "pcs" not in pbmc.obsm
     assert result.obsm["pcs"].shape == (pbmc.n_obs, 5)
     assert (before != pbmc.X).nnz == 0
+
+
+def test_counts_that_are_no_integers_are_scaled_and_logged_too(counts):
+    baselines.embed_pca(counts, n_comps=5)
+    corrected = counts.copy()
+    corrected.X = corrected.X.astype(np.float32) * np.float32(50.25)  # the scale of a cell does not matter
+    baselines.embed_pca(corrected, n_comps=5)
+    np.testing.assert_allclose(corrected.obsm["X_pca_baseline"], counts.obsm["X_pca_baseline"], atol=1e-2)

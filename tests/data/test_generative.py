@@ -91,6 +91,9 @@ def test_a_pass_shows_each_cell_once():
         tokens, np.arange(40), batch_size=8, max_length=5, ratios=(0.5,), seed=0, pad_id=100, cls_id=101, cls_value=-2.0
     )
     assert batches.steps_per_pass == 5
+    forth = [batches[step].known.gene_ids for step in (0, 7, 1)]  # the order of a pass is kept, not of the first alone
+    assert torch.equal(batches[7].known.gene_ids, forth[1])
+    assert torch.equal(batches[0].known.gene_ids, forth[0])
     for start in (0, 5):
         seen = torch.cat([batches[step].known.gene_ids[:, 1] for step in range(start, start + 5)])
         assert sorted(seen.tolist()) == list(range(40))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -48,9 +50,72 @@ def test_a_folder_that_exists_is_not_replaced_unasked(checkpoint, tmp_path):
     io.write_checkpoint(checkpoint, tmp_path / "tiny")
     with pytest.raises(FileExistsError, match="pass overwrite=True"):
         io.write_checkpoint(checkpoint, tmp_path / "tiny")
-    (tmp_path / "tiny" / "old").write_text("")
+    (tmp_path / "tiny" / "card.md").write_text("former")
     io.write_checkpoint(checkpoint, tmp_path / "tiny", overwrite=True)
-    assert not (tmp_path / "tiny" / "old").exists()
+    assert io.read_checkpoint(tmp_path / "tiny").card == "# tiny\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_what_is_not_ours_is_never_replaced(checkpoint, tmp_path):
+    io.write_checkpoint(checkpoint, tmp_path / "tiny")
+    (tmp_path / "tiny" / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds thesis.tex, which is no part of a checkpoint"):
+        io.write_checkpoint(checkpoint, tmp_path / "tiny", overwrite=True)
+    assert (tmp_path / "tiny" / "thesis.tex").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no folder, so it is not replaced"):
+        io.write_checkpoint(checkpoint, tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / ".other.old").mkdir()
+    (tmp_path / ".other.old" / "notes").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds notes"):
+        io.write_checkpoint(checkpoint, tmp_path / "other")
+
+
+def test_a_link_stays_and_its_folder_is_replaced(checkpoint, tmp_path):
+    io.write_checkpoint(checkpoint, tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    io.write_checkpoint(dataclasses.replace(checkpoint, card="new"), tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert io.read_checkpoint(tmp_path / "real").card == "new"
+
+
+def test_a_kill_between_the_renamings_loses_nothing(checkpoint, tmp_path):
+    folder, old = tmp_path / "tiny", tmp_path / ".tiny.old"
+    io.write_checkpoint(checkpoint, folder)
+    folder.rename(old)
+    assert io.read_checkpoint(folder).name == "tiny"
+    assert not old.exists()
+    folder.rename(old)
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        io.write_checkpoint(checkpoint, folder)
+    shutil.copytree(folder, old)  # killed after the new folder was in place
+    io.write_checkpoint(checkpoint, folder, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_failed_renaming_puts_the_former_folder_back(checkpoint, tmp_path, monkeypatch):
+    io.write_checkpoint(checkpoint, tmp_path / "tiny")
+    replace = os.replace
+
+    def broken(source, target):
+        if ".tiny-" in str(source):
+            raise OSError("no renaming")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="no renaming"):
+        io.write_checkpoint(dataclasses.replace(checkpoint, card="new"), tmp_path / "tiny", overwrite=True)
+    assert io.read_checkpoint(tmp_path / "tiny").card == "# tiny\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_checkpoint_is_itself_and_prints_short(checkpoint):
+    assert checkpoint == checkpoint
+    assert checkpoint != dataclasses.replace(checkpoint)
+    assert len({checkpoint, checkpoint}) == 1
+    assert "tensor" not in repr(checkpoint)
+    assert len(repr(checkpoint)) < 700
 
 
 def test_a_failed_write_leaves_the_old_folder(checkpoint, tmp_path, monkeypatch):
@@ -138,3 +203,41 @@ def test_a_wrapped_state_dict_loads(fixtures_dir, tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / "best_model.pt")
     plain = io.read_checkpoint(fixtures_dir / "ckpt_plain").weights
     assert all(torch.equal(io.read_checkpoint(folder).weights[name], tensor) for name, tensor in plain.items())
+
+
+def _original(folder, *, args=None, flash=True, **tensors):
+    """A folder of the original release with two genes and one layer."""
+    attention = "transformer_encoder.layers.0.self_attn."
+    state = {
+        "encoder.embedding.weight": torch.zeros(5, 4),
+        attention + ("Wqkv.weight" if flash else "in_proj_weight"): torch.zeros(12, 4),
+        "transformer_encoder.layers.0.linear1.weight": torch.zeros(4, 4),
+        **tensors,
+    }
+    folder.mkdir()
+    torch.save(state, folder / "best_model.pt")
+    (folder / "args.json").write_text(json.dumps({"nheads": 2, **(args or {})}))
+    vocab = {"A": 0, "B": 1, "<pad>": 2, "<cls>": 3, "<eoc>": 4}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["bn.weight", "module.bn.running_mean", "dsbn.bns.0.weight"])
+def test_a_normalised_input_is_refused(tmp_path, name):
+    folder = _original(tmp_path / "x", **{name: torch.ones(4)})
+    with pytest.raises(io.CheckpointMismatchError, match=f"{name}.* that normalise the input of the network"):
+        io.read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("pre_norm", "flash", "scheme"),
+    [(True, True, "legacy_pre"), (True, False, "post"), (False, True, "post"), (None, True, "post")],
+)
+def test_place_of_the_norms_of_the_original(tmp_path, pre_norm, flash, scheme):
+    folder = _original(tmp_path / "x", args={"pre_norm": pre_norm}, flash=flash)
+    assert io.read_checkpoint(folder).transformer.norm_scheme == scheme
+
+
+def test_values_of_the_original_that_are_null(tmp_path):
+    folder = _original(tmp_path / "x", args=dict.fromkeys(["pad_value", "max_seq_len", "n_bins", "dropout"]))
+    assert io.read_checkpoint(folder).tokenizer.cls_value == -2

@@ -71,3 +71,23 @@ def test_initial_weights_leave_the_random_state(batch):
     assert all(torch.equal(first[name], again[name]) for name in first)
     other = initial_weights(CONFIG, seed=4)
     assert not torch.equal(first["transformer.encoder.unknown"], other["transformer.encoder.unknown"])
+
+
+def test_initial_weights_seed_no_other_device(monkeypatch):
+    expected = initial_weights(CONFIG, seed=3)
+
+    def refused(*_args):
+        raise AssertionError("torch.manual_seed would queue a seed for CUDA")
+
+    monkeypatch.setattr(torch, "manual_seed", refused)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refused)
+    again = initial_weights(CONFIG, seed=3)
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+@pytest.mark.parametrize("operator", ["_flash", "_flash_backward"])
+def test_a_release_of_torch_without_the_private_operators(batch, monkeypatch, operator):
+    expected = _module().eval()(batch).total
+    monkeypatch.setattr(f"scanpy_scgpt.nn._attention.{operator}", None)
+    monkeypatch.setattr("scanpy_scgpt.nn._attention._KnownPlusSelf", None)
+    torch.testing.assert_close(_module().eval()(batch).total, expected)

@@ -47,3 +47,46 @@ def test_missing_keys(adata):
         pl.embeddings(adata, ["three"], color="kind")
     with pytest.raises(KeyError, match="adata.obs has no column 'kin'; did you mean 'kind'"):
         pl.embeddings(adata, ["one"], color="kin")
+
+
+def test_numbers_are_sent_to_scanpy_and_switches_are_drawn(adata):
+    adata.obs["depth"] = np.arange(30)
+    with pytest.raises(TypeError, match=r"Use sc.pl.embedding\(adata, basis=..., color='depth'\)"):
+        pl.embeddings(adata, ["one"], color="depth")
+    adata.obs["good"] = np.arange(30) > 10
+    axes = pl.embeddings(adata, ["one"], color="good", show=False)
+    assert [c.get_label() for c in axes[0].collections] == ["False", "True"]
+    plt.close("all")
+
+
+def test_colours_of_uns_hold_unless_a_palette_is_given(adata):
+    adata.uns["kind_colors"] = np.array(["#ff0000", "#00ff00", "#0000ff"])
+    (ax,) = pl.embeddings(adata, ["one"], color="kind", show=False)
+    assert mpl.colors.to_hex(ax.collections[1].get_facecolor()[0]) == "#00ff00"
+    (ax,) = pl.embeddings(adata, ["one"], color="kind", show=False, palette=dict.fromkeys("abc", "black"))
+    assert mpl.colors.to_hex(ax.collections[1].get_facecolor()[0]) == "#000000"
+    adata.uns["kind_colors"] = ["#ff0000"]  # of fewer labels: out of date
+    (ax,) = pl.embeddings(adata, ["one"], color="kind", show=False)
+    assert mpl.colors.to_hex(ax.collections[0].get_facecolor()[0]) != "#ff0000"
+    plt.close("all")
+
+
+def test_cells_without_a_label_lie_below_the_others(adata):
+    adata.obs["kind"] = adata.obs["kind"].astype("category")
+    adata.obs.loc[adata.obs_names[:4], "kind"] = np.nan
+    (ax,) = pl.embeddings(adata, ["one"], color="kind", show=False)
+    assert [c.get_label() for c in ax.collections] == ["NA", "a", "b", "c"]
+    assert len(ax.collections[0].get_offsets()) == 4
+    assert tuple(ax.collections[0].get_facecolor()[0]) == mpl.colors.to_rgba("lightgray")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b", "c", "NA"]
+    plt.close("all")
+
+
+@pytest.mark.parametrize("n", [20, 45, 70])
+def test_many_labels_have_colours_of_their_own(n):
+    adata = ad.AnnData(np.zeros((n, 1), dtype=np.float32))
+    adata.obs["kind"] = [f"k{i:02}" for i in range(n)]
+    adata.obsm["one"] = np.zeros((n, 2))
+    (ax,) = pl.embeddings(adata, ["one"], color="kind", show=False)
+    assert len({tuple(c.get_facecolor()[0]) for c in ax.collections}) == n
+    plt.close("all")

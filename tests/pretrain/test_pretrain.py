@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
@@ -28,7 +31,6 @@ SMALL = {
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*GPU available but not used.*"),
 ]
@@ -69,12 +71,45 @@ def test_vocabulary_takes_what_is_expressed(files):
         pretrain.build_vocab([files[0].with_name("half_part0.h5ad")], names, min_cells=1)
 
 
+def test_vocabulary_counts_a_cell_once(tmp_path):
+    """Stored zeros are no counts, and two columns of one gene are one gene."""
+    matrix = sparse.csr_matrix(np.array([[3, 1, 2, 0], [0, 4, 1, 1], [0, 2, 1, 0]], dtype=np.int32))
+    zero = matrix.copy()
+    zero.data[zero.indices == 0] = 0  # stays stored
+    for name, x in (("counts", matrix), ("zeros", zero)):
+        adata = ad.AnnData(x.copy())
+        adata.var_names = ["G0", "ENSG1", "ENSG2", "G3"]
+        adata.var["gene_symbols"] = ["G0", "G1", "G1", "G3"]
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    found = lambda name, n: pretrain.build_vocab([tmp_path / name], ["G0", "G1", "G3"], min_cells=n).genes  # noqa: E731
+    assert found("counts.h5ad", 1) == ("G0", "G1", "G3")
+    assert found("zeros.h5ad", 1) == ("G1", "G3")
+    assert found("counts.h5ad", 3) == ("G1",)
+    assert found("counts.h5ad", 4) == ()
+
+
 def test_a_run_beats_the_mean_digit(files, tmp_path):
     done = pretrain.run(files, tmp_path, vocab=VOCAB, max_steps=100, accelerator="cpu", **{**SMALL, "lr": 0.02})
     losses, floor = done.info["losses"], done.info["mean_bin_mse"]
     assert floor["per_gene"] < 0.95 * floor["constant"]
     for term in ("gep", "prompt"):
         assert losses[f"{term}_validation"] < 0.85 * floor["per_gene"], term  # the other genes tell the cell type
+
+
+class _Killed(Exception):
+    pass
+
+
+def _killed_run(files, out, *, at, **changes):
+    """A run that ends at a step like a killed one."""
+
+    def stop(self, *_args):
+        if self.global_step >= at:
+            raise _Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scanpy_scgpt.train.TrainingPlan.on_train_batch_start", stop)
+        pretrain.run(files, out, vocab=VOCAB, accelerator="cpu", **{**SMALL, **changes})
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(files, tmp_path):
@@ -87,19 +122,79 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(files, tmp_path):
     assert "| first | 200 |" in read.card
     assert (tmp_path / "whole" / "metrics.csv").is_file()
 
-    class Killed(Exception):
-        pass
-
-    def stop(self, *_args):
-        if self.global_step >= 27:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("scanpy_scgpt.train.TrainingPlan.on_train_batch_start", stop)
-        pretrain.run(files, tmp_path / "parts", vocab=VOCAB, max_steps=40, accelerator="cpu", **SMALL)
+    with pytest.raises(_Killed):
+        _killed_run(files, tmp_path / "parts", at=27, max_steps=40)
+    last = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 20
     resumed = pretrain.run(files, tmp_path / "parts", vocab=VOCAB, max_steps=40, accelerator="cpu", **SMALL)
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["last.ckpt"]
+    metrics = [pd.read_csv(tmp_path / folder / "metrics.csv") for folder in ("whole", "parts")]
+    assert metrics[0].step.tolist() == metrics[1].step.tolist()
+    pd.testing.assert_frame_equal(*(table[sorted(table)] for table in metrics), atol=1e-4, rtol=1e-4)
+    assert not (tmp_path / "parts" / "metrics-earlier.csv").exists()
+    assert whole.digest == read.digest
     for name, tensor in whole.weights.items():
         torch.testing.assert_close(resumed.weights[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_only_the_same_run_goes_on(files, tmp_path, caplog):
+    short = {**SMALL, "epoch_steps": 3}
+    for at in (4, 7):  # killed twice: the metrics of all parts stay
+        with pytest.raises(_Killed):
+            _killed_run(files, tmp_path, at=at, max_steps=9, epoch_steps=3)
+    again = {"vocab": VOCAB, "max_steps": 9, "accelerator": "cpu", **short}
+    checkpoint = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} holds .*different: lr\).*resume=False"):
+        pretrain.run(files, tmp_path, **{**again, "lr": 1e-3})
+    with pytest.raises(ValueError, match=r"different: rng\)"):
+        pretrain.run(files, tmp_path, rng=1, **again)
+    with pytest.raises(ValueError, match=r"different: files\)"):
+        pretrain.run(files[:1], tmp_path, **again)
+    with pytest.raises(ValueError, match=r"different: vocab\)"):
+        pretrain.run(files, tmp_path, **{**again, "vocab": GeneVocab(VOCAB.genes[1:])})
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
+    with caplog.at_level("WARNING"):
+        pretrain.run(files, tmp_path, **{**again, "max_steps": 12})
+    assert "max_steps=12" in caplog.text
+    assert json.loads((tmp_path / "run.json").read_text())["max_steps"] == 12
+    trained = pd.read_csv(tmp_path / "metrics.csv").dropna(subset="train_loss")
+    assert trained.step.tolist() == [2, 5, 8, 11]
+    (tmp_path / "checkpoints" / "stray").touch()
+    anew = pretrain.run(files, tmp_path, resume=False, **{**again, "lr": 1e-3, "max_steps": 3})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert pd.read_csv(tmp_path / "metrics.csv").dropna(subset="train_loss").step.tolist() == [2]
+    assert anew.digest == io.read_checkpoint(tmp_path / "model").digest != ""
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="run.json"):
+        pretrain.run(files, tmp_path, **again)
+
+
+def test_an_empty_split_says_what_to_change(files, tmp_path):
+    small = {"max_steps": 1, "accelerator": "cpu", **SMALL}
+    for share, part in ((1e-9, "validation"), (1 - 1e-9, "training")):
+        with pytest.raises(ValueError, match=rf"400 cells .* no {part} cells\. .*change validation_share"):
+            pretrain.run(files, tmp_path, vocab=VOCAB, **{**small, "validation_share": share})
+    with pytest.raises(ValueError, match=r"0 of them with two or more genes.*vocabulary with the names"):
+        pretrain.run(files, tmp_path, vocab=GeneVocab(["other"]), **small)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_saved_tokens_are_as_long_as_those_of_training(files, tmp_path):
+    config = {**SMALL, "max_length": 1500}
+    done = pretrain.run(files, tmp_path, vocab=VOCAB, max_steps=1, accelerator="cpu", half=True, **config)
+    assert done.tokenizer.max_length == 1500
+    for name, tensor in io.read_checkpoint(tmp_path / "model").weights.items():
+        assert torch.equal(done.weights[name], tensor)
+    table = done.card.split("mean squared error |")[1].split("Not on that scale")[0]
+    assert [line.split()[1].rstrip(":") for line in table.splitlines() if line.startswith("| ")] == [
+        "gep",
+        "gepc",
+        "prompt",
+        "mean",
+        "mean",
+    ]
+    assert "weighted total" not in table
+    assert "weighted total" in done.card
 
 
 def test_a_frozen_gene_table_stays(files, tmp_path):
@@ -110,6 +205,8 @@ def test_a_frozen_gene_table_stays(files, tmp_path):
     name = "transformer.encoder.genes.embedding.weight"
     assert torch.equal(done.weights[name], start.weights[name])
     assert "contrast_validation" in done.info["losses"]
+    assert "- contrast, a cross entropy: " in done.card
+    assert "| contrast" not in done.card
 
 
 @pytest.mark.parametrize(

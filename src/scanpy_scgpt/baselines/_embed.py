@@ -28,8 +28,8 @@ def embed_pca(
 ) -> AnnData | None:
     """Principal components of the highly variable genes: the embedding that any model has to beat.
 
-    Counts are scaled to 10,000 per cell and logged (values that are logged already are taken as they are); then the
-    steps of the standard Scanpy workflow.
+    Counts are scaled to 10,000 per cell and logged (values that are logged already are taken as they are, and so are
+    other non-integer values, with a note in the log); then the steps of the standard Scanpy workflow.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def embed_pca(
     check_anndata(adata, function="baselines.embed_pca", copy=copy)
     source = choose_counts(adata, layer=layer, use_raw=use_raw)
     work = sc.AnnData(sparse.csr_matrix(source.rows(0, source.n_obs), dtype=np.float32))
-    if source.seen.is_counts:
+    if source.kind() != "log-normalised values":  # counts, also those that are no integers
         sc.pp.normalize_total(work, target_sum=1e4)
         sc.pp.log1p(work)
     if n_top_genes < work.n_vars:

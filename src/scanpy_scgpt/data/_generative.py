@@ -136,6 +136,7 @@ class GenerativeBatches(Dataset[GenerativeBatch]):
         self.batch_size, self.max_length, self.ratios = batch_size, max_length, tuple(ratios)
         self.special = {"pad_id": pad_id, "cls_id": cls_id, "cls_value": cls_value}
         self.seed = seed
+        self._order: tuple[int, np.ndarray] | None = None  # a pass and its order of the cells
         self.panel_share, self.panel = panel_share, {"n_tokens": n_tokens, "n_bins": n_bins}
 
     @property
@@ -143,9 +144,14 @@ class GenerativeBatches(Dataset[GenerativeBatch]):
         """Batches that show every cell once (the last cells of a pass wait for the next shuffle)."""
         return max(len(self.cells) // self.batch_size, 1)
 
+    def _order_of(self, passed: int) -> np.ndarray:
+        if self._order is None or self._order[0] != passed:
+            self._order = passed, np.random.default_rng([self.seed, 0, passed]).permutation(self.cells)
+        return self._order[1]
+
     def __getitem__(self, step: int) -> GenerativeBatch:
         passed, i = divmod(step, self.steps_per_pass)
-        order = np.random.default_rng([self.seed, 0, passed]).permutation(self.cells)
+        order = self._order_of(passed)
         rng = np.random.default_rng([self.seed, 1, step])
         chosen = self.tokens.take(order[i * self.batch_size : (i + 1) * self.batch_size])
         if rng.random() < self.panel_share:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
 
 FORMAT_VERSION = 1
 FILES = ("config.json", "vocab.json", "weights.safetensors")
+CARD = "card.md"
 
 
 class CheckpointError(ValueError):
@@ -57,9 +59,11 @@ class LoadReport:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A pretrained model as data: settings, vocabulary, weights.
+
+    Two objects are equal only if they are the same one; compare `digest` to learn whether the weights are the same.
 
     Attributes
     ----------
@@ -84,12 +88,12 @@ class Checkpoint:
     name: str
     transformer: TransformerConfig
     tokenizer: TokenizerConfig
-    vocab: GeneVocab
-    weights: Mapping[str, Tensor]
+    vocab: GeneVocab = field(repr=False)
+    weights: Mapping[str, Tensor] = field(repr=False)
     digest: str = ""
-    info: Mapping[str, Any] = field(default_factory=dict)
-    card: str = ""
-    ignored: Mapping[str, str] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    card: str = field(default="", repr=False)
+    ignored: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def label(self) -> str:
@@ -233,7 +237,7 @@ def read_own(folder: Path) -> Checkpoint:
         msg = f"{path} is damaged ({error}). Copy the checkpoint folder again."
         raise CheckpointError(msg) from error
     check_vocab_size(transformer.n_tokens, vocab, path=path)
-    card = folder / "card.md"
+    card = folder / CARD
     return Checkpoint(
         name=config.get("name", folder.name),
         transformer=transformer,
@@ -246,56 +250,127 @@ def read_own(folder: Path) -> Checkpoint:
     )
 
 
+def _replaced(folder: Path) -> Path:
+    """Where a folder lies while a new one takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def put_back(folder: Path) -> None:
+    """Undo a replacement that was killed half-way: when the folder is missing, the former one returns."""
+    old = _replaced(folder) if folder.name else folder
+    if not folder.exists() and all((old / name).is_file() for name in FILES):
+        os.replace(old, folder)
+
+
+def _check_ours(folder: Path) -> None:
+    """Only a folder with nothing but the files of a checkpoint may be removed."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        msg = f"{folder} is no folder, so it is not replaced. Choose another path, or remove the file yourself."
+        raise FileExistsError(msg)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in {*FILES, CARD} or not path.is_file())
+    if others:
+        msg = (
+            f"{folder} holds {', '.join(others[:5])}, which {'is' if len(others) == 1 else 'are'} no part of a "
+            f"checkpoint ({', '.join((*FILES, CARD))}), so the folder is not replaced. Choose another folder, or move "
+            "these files elsewhere."
+        )
+        raise FileExistsError(msg)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on disk."""
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    elif os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems cannot
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_files(checkpoint: Checkpoint, draft: Path, *, half: bool) -> None:
+    config = {
+        "format_version": FORMAT_VERSION,
+        "name": checkpoint.name,
+        "transformer": checkpoint.transformer.to_dict(),
+        "tokenizer": checkpoint.tokenizer.to_dict(),
+        "info": dict(checkpoint.info),
+    }
+    (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    checkpoint.vocab.write(draft / "vocab.json")
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: t.detach().cpu().to(dtype).contiguous().clone() for name, t in checkpoint.weights.items()}
+    save_file(weights, draft / "weights.safetensors")
+    (draft / CARD).write_text(checkpoint.card or f"# {checkpoint.name}\n", encoding="utf-8")
+    draft.chmod(0o755)
+    for path in draft.iterdir():
+        path.chmod(0o644)  # others may read what they may find
+        _to_disk(path)
+    _to_disk(draft)
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    """Put the draft in the place of the folder; the former one is removed last."""
+    old = _replaced(folder)
+    if folder.exists():
+        if old.exists():
+            shutil.rmtree(old)  # of a run that was killed after its new folder was in place
+        os.replace(folder, old)
+    try:
+        os.replace(draft, folder)
+    except OSError:
+        put_back(folder)
+        raise
+    _to_disk(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
 def write_checkpoint(
     checkpoint: Checkpoint, folder: str | Path, *, half: bool = False, overwrite: bool = False
 ) -> None:
-    """Write a checkpoint folder; it appears whole or not at all.
+    """Write a checkpoint folder; under its name there is never a part of one.
+
+    All files are written to a hidden folder `.<name>-*` next to the target, brought to disk, and the folder is renamed.
+    A folder that is replaced is first renamed to `.<name>.old` and removed at the end. After an error the former folder
+    is in its place. After a kill there is the former folder, the new one, or (between the two renamings) none and
+    `.<name>.old`: :func:`read_checkpoint` and the next call of this function put that one back. A killed run may leave
+    its hidden folder, which can be deleted. Two processes must not write the same folder at a time, nor may one read
+    it while it is replaced.
 
     Parameters
     ----------
     checkpoint
         What to write.
     folder
-        Target; its parents are made.
+        Target; its parents are made. Of a link the folder that it points to is written.
     half
         Store weights in half precision (they are read back as float32).
     overwrite
-        Replace a folder that exists.
+        Replace a folder that exists, if it holds nothing but `config.json`, `vocab.json`, `weights.safetensors` and
+        `card.md`.
 
     Raises
     ------
     FileExistsError
-        When the folder exists and `overwrite` is not set.
+        When the target exists and `overwrite` is not set; or it is no folder, or holds other files.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser().resolve()
+    put_back(folder)
     if folder.exists() and not overwrite:
         msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace it."
         raise FileExistsError(msg)
+    for place in (folder, _replaced(folder)):
+        _check_ours(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        config = {
-            "format_version": FORMAT_VERSION,
-            "name": checkpoint.name,
-            "transformer": checkpoint.transformer.to_dict(),
-            "tokenizer": checkpoint.tokenizer.to_dict(),
-            "info": dict(checkpoint.info),
-        }
-        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        checkpoint.vocab.write(draft / "vocab.json")
-        dtype = torch.float16 if half else torch.float32
-        weights = {name: t.detach().cpu().to(dtype).contiguous().clone() for name, t in checkpoint.weights.items()}
-        save_file(weights, draft / "weights.safetensors")
-        (draft / "card.md").write_text(checkpoint.card or f"# {checkpoint.name}\n", encoding="utf-8")
-        draft.chmod(0o755)
-        for path in draft.iterdir():
-            path.chmod(0o644)  # others may read what they may find
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "old")
-            os.replace(draft, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(draft, folder)
+        _write_files(checkpoint, draft, half=half)
+        _swap(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ._checkpoint import (
 
 WEIGHTS_FILE = "best_model.pt"
 FILES = (WEIGHTS_FILE, "args.json", "vocab.json")
+_PAD_VALUE = -2.0  # of the original, where args.json gives none
 _LAYER = r"transformer_encoder\.layers\.(\d+)\."
 
 # Original name (without `module.`) -> our name. The attention has three spellings for the same rows.
@@ -55,6 +56,7 @@ _RENAMED = tuple(
         (r"cls_decoder\.out_layer\.(weight|bias)", r"class_head.out.\1"),
     )
 )
+_NORMALISERS = ("bn.", "dsbn.")  # of the input of the network, plain and by batch
 _FLAG = "flag_encoder.weight"  # two rows; the second stands in for an unknown value, the first is never used
 
 
@@ -77,6 +79,22 @@ def renamed(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     return weights, ignored
 
 
+def _refuse_normalisers(state: dict[str, Tensor], *, path: Path) -> None:
+    names = [name for name in state if name.removeprefix("module.").startswith(_NORMALISERS)]
+    if names:
+        msg = (
+            f"{path} has {len(names)} tensors ({', '.join(names[:3])}) that normalise the input of the network by "
+            "batch statistics. This release has no such part, and without it every vector would be another one. Use a "
+            "checkpoint that was trained without it ('domain_spec_batchnorm': false in args.json)."
+        )
+        raise CheckpointMismatchError(msg)
+
+
+def _norm_scheme(state: dict[str, Tensor], args: dict[str, Any]) -> Literal["post", "legacy_pre"]:
+    """Only the layer with flash attention of the original obeys `pre_norm`; its names have `Wqkv`."""
+    return "legacy_pre" if args.get("pre_norm") and any("Wqkv" in name for name in state) else "post"
+
+
 def _shape(weights: dict[str, Tensor], name: str, *, path: Path, found: list[str]) -> tuple[int, ...]:
     if name in weights:
         return tuple(weights[name].shape)
@@ -88,9 +106,10 @@ def _shape(weights: dict[str, Tensor], name: str, *, path: Path, found: list[str
 
 
 def transformer_config(
-    weights: dict[str, Tensor], args: dict[str, Any], vocab: GeneVocab, *, path: Path, found: list[str]
+    weights: dict[str, Tensor], args: dict[str, Any], vocab: GeneVocab, *, path: Path, state: dict[str, Tensor]
 ) -> TransformerConfig:
-    """Shape of the network, read from the tensors; heads and dropout come from `args.json`."""
+    """Shape of the network, read from the tensors; heads, dropout and place of the norms come from `args.json`."""
+    found = list(state)
     n_tokens, d_model = _shape(weights, "transformer.encoder.genes.embedding.weight", path=path, found=found)
     _shape(weights, "transformer.layers.0.attention.in_proj.weight", path=path, found=found)
     d_ff = _shape(weights, "transformer.layers.0.feed_forward.linear1.weight", path=path, found=found)[0]
@@ -115,11 +134,12 @@ def transformer_config(
         dropout=float(args.get("dropout") or 0.0),
         value_encoding=encoding,
         n_bins=n_bins,
+        norm_scheme=_norm_scheme(state, args),
     )
 
 
 def read_legacy(folder: Path) -> Checkpoint:
-    """Read a folder of the original release; nothing in it is unpickled beyond tensors."""
+    """Read a folder of the original release; no object other than tensors is unpickled (`weights_only=True`)."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         msg = (
@@ -134,12 +154,13 @@ def read_legacy(folder: Path) -> Checkpoint:
     vocab = read_vocab(folder / "vocab.json")
     path = folder / WEIGHTS_FILE
     state = _read_tensors(path)
+    _refuse_normalisers(state, path=path)
     weights, ignored = renamed(state)
-    config = transformer_config(weights, args, vocab, path=path, found=list(state))
+    config = transformer_config(weights, args, vocab, path=path, state=state)
     length = int(args.get("max_seq_len") or TokenizerConfig.max_length)
-    tokenizer = TokenizerConfig(
-        n_bins=config.n_bins, ties="random", max_length=length, cls_value=float(args.get("pad_value", -2))
-    )
+    pad_value = args.get("pad_value")
+    cls_value = _PAD_VALUE if pad_value is None else float(pad_value)
+    tokenizer = TokenizerConfig(n_bins=config.n_bins, ties="random", max_length=length, cls_value=cls_value)
     return Checkpoint(
         name=folder.name,
         transformer=config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import _legacy
-from ._checkpoint import FILES, Checkpoint, CheckpointError, read_own
+from ._checkpoint import FILES, Checkpoint, CheckpointError, put_back, read_own
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
@@ -15,11 +15,16 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     ----------
     folder
         Folder with `config.json`, `vocab.json`, `weights.safetensors`; or with `best_model.pt`, `args.json`,
-        `vocab.json`. Nothing is ever unpickled.
+        `vocab.json`. No object other than tensors is unpickled (`torch.load` with `weights_only=True`).
 
     Returns
     -------
     Settings, vocabulary and weights by our names.
+
+    Notes
+    -----
+    When :func:`write_checkpoint` was killed while it replaced the folder, and the folder is missing, the one that was
+    to be replaced is put back and read.
 
     Raises
     ------
@@ -29,6 +34,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         When files are missing, damaged or do not belong together.
     """
     folder = Path(folder).expanduser()
+    put_back(folder.resolve())
     if not folder.is_dir():
         msg = f"There is no folder {str(folder)!r}. A checkpoint is a folder with {', '.join(FILES)}."
         raise FileNotFoundError(msg)

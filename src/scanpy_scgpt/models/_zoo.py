@@ -6,7 +6,6 @@ import difflib
 import os
 from dataclasses import replace
 from importlib import resources
-from pathlib import Path
 
 from scanpy_scgpt._settings import settings
 from scanpy_scgpt.io import Checkpoint, read_checkpoint
@@ -53,8 +52,10 @@ def load(model: str | os.PathLike[str] | Checkpoint | None = None) -> Checkpoint
     if wanted in BUNDLED:
         with resources.as_file(resources.files(__package__) / wanted) as folder:
             return read_checkpoint(folder)
-    if Path(wanted).expanduser().is_dir():
+    try:
         return read_checkpoint(wanted)
+    except FileNotFoundError:
+        pass  # neither a name nor a folder: said below
     near = difflib.get_close_matches(wanted, BUNDLED, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     msg = (

@@ -112,5 +112,5 @@ class PretrainModule(nn.Module):
 def initial_weights(config: TransformerConfig, *, seed: int) -> dict[str, Tensor]:
     """Random weights of a network, by the names of a checkpoint; global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also queue a seed for CUDA
         return PretrainModule(config).state_dict()

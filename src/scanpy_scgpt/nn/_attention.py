@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Private operators: a release of torch may lack them.
+_flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 class _KnownPlusSelf(torch.autograd.Function):
@@ -70,7 +71,7 @@ class _KnownPlusSelf(torch.autograd.Function):
 
 
 def _known_plus_self_portable(q: Tensor, k: Tensor, v: Tensor, n_known: int, bias: Tensor | None) -> Tensor:
-    """The same through plain operations, for devices without the CPU kernel."""
+    """The same through plain operations, for devices and releases of torch without the CPU kernel."""
     known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
     scale = 1 / math.sqrt(q.shape[-1])
     scores = (q @ known_k.transpose(-1, -2)) * scale
@@ -104,7 +105,7 @@ def generative_attention(
     if known_padding is not None:
         bias = torch.zeros(known_padding.shape, dtype=q.dtype, device=q.device)
         bias = bias.masked_fill(known_padding, -torch.inf)[:, None, None, :].expand(-1, 1, q.shape[2], -1)
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and _flash is not None and _flash_backward is not None:
         return _KnownPlusSelf.apply(q, k, v, n_known, bias)
     return _known_plus_self_portable(q, k, v, n_known, bias)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+from scipy import sparse
 
 from scanpy_scgpt._counts import CountSource, choose_counts
 from scanpy_scgpt._logging import get_logger
@@ -73,7 +74,7 @@ def build_vocab(files: Iterable[Path], names: Sequence[str], *, min_cells: int) 
     names
         Names that may enter, in the order of their ids.
     min_cells
-        Fewest cells with a count.
+        Fewest cells with a count above zero; a cell counts once for a gene, however many columns the gene has.
 
     Returns
     -------
@@ -85,8 +86,11 @@ def build_vocab(files: Iterable[Path], names: Sequence[str], *, min_cells: int) 
         _, source = _counts_of(path)
         ids = match_genes(source.var.index, everything, columns=source.gene_columns()).ids
         for start in range(0, source.n_obs, _BLOCK):
-            columns = source.rows(start, start + _BLOCK).indices
-            expressed += np.bincount(ids[columns][ids[columns] >= 0], minlength=len(everything))
+            cells, columns = source.rows(start, start + _BLOCK).nonzero()
+            known = ids[columns] >= 0
+            where = cells[known], ids[columns[known]]
+            seen = sparse.csr_matrix((np.ones(known.sum(), bool), where), shape=(_BLOCK, len(everything)))
+            expressed += np.bincount(seen.indices, minlength=len(everything))
     return GeneVocab(gene for gene in everything.genes if expressed[everything[gene]] >= min_cells)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._settings import settings
 from scanpy_scgpt._types import Ties
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.data import GenerativeBatches, StepSampler
-from scanpy_scgpt.io import Checkpoint, write_checkpoint
+from scanpy_scgpt.io import Checkpoint, read_checkpoint, write_checkpoint
 from scanpy_scgpt.module import PretrainModule
 from scanpy_scgpt.nn import TransformerConfig
 from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, TokenizerConfig
@@ -31,8 +31,8 @@ from scanpy_scgpt.train import PlanConfig, TrainingPlan
 from ._card import model_card
 from ._corpus import Corpus, build_corpus
 from ._gene_table import coexpression_table
+from ._resume import checkpoint_to_resume, identity_of, join_metrics, prepare_folder
 
-logger = get_logger(__name__)
 _VALIDATION_STEPS = 8
 
 
@@ -113,6 +113,8 @@ class _PromptAfter(lp.Callback):
 
     def on_train_batch_start(self, trainer: lp.Trainer, plan: TrainingPlan, *_: Any) -> None:
         plan.module.prompting = trainer.global_step >= self.step
+        # Lightning numbers the logged steps one too high after each resume
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_start(self, _trainer: lp.Trainer, plan: TrainingPlan) -> None:
         plan.module.prompting = True
@@ -126,7 +128,7 @@ def run(
     name: str = "pretrained",
     config: PretrainConfig | None = None,
     accelerator: str = "auto",
-    devices: int | str = "auto",
+    devices: int | str = 1,
     resume: bool = True,
     half: bool = False,
     rng: int = 0,
@@ -142,7 +144,7 @@ def run(
     files
         `.h5ad` files with raw counts (or `.h5mu` with a modality `rna`); `obs["study"]` names the study.
     out
-        Folder for `checkpoints/` (to resume), `metrics.csv` and the finished model in `model/`.
+        Folder for `checkpoints/` and `run.json` (to resume), `metrics.csv` and the finished model in `model/`.
     vocab
         Genes of the model.
     name
@@ -150,9 +152,9 @@ def run(
     config, **changes
         Settings; keyword arguments change single fields.
     accelerator, devices
-        Passed to :class:`lightning.pytorch.Trainer`.
+        Passed to :class:`lightning.pytorch.Trainer`. Use one device; more devices come later.
     resume
-        Go on from the last checkpoint in `out`, if there is one.
+        Go on from the last checkpoint in `out`, if there is one; False deletes `out/checkpoints` and starts anew.
     half
         Store the weights in half precision.
     rng
@@ -160,33 +162,31 @@ def run(
 
     Returns
     -------
-    The finished model, also written to `out/model`.
+    The finished model as it was written to `out/model`.
 
     Raises
     ------
     ValueError
-        When a file does not hold raw counts, or a setting is out of range.
+        When a file does not hold raw counts, a setting is out of range, no cells are left for training or validation,
+        or `out` holds checkpoints of another run.
     """
     config = replace(config or PretrainConfig(), **changes)
     out, files = Path(out), [Path(path) for path in files]
     started = time.time()
-    tokenizer = TokenizerConfig(n_bins=config.n_bins, ties=config.ties, max_length=1200, cls_value=-2.0)
+    identity = identity_of(files, vocab, asdict(config), rng=rng)
+    last = checkpoint_to_resume(out, identity, resume=resume)
+    tokenizer = TokenizerConfig(
+        n_bins=config.n_bins, ties=config.ties, max_length=max(config.max_length, 1200), cls_value=-2.0
+    )
     corpus = build_corpus(files, Tokenizer(vocab, tokenizer), rng=rng)
-    training, validation = corpus.split(share=config.validation_share, rng=rng)
-    batches = {
-        "train": _batches(corpus, training, vocab, config, seed=rng),
-        "validation": _batches(corpus, validation, vocab, replace(config, panel_share=0.0), seed=rng + 1),
-    }
+    training, validation = _split(corpus, config, rng=rng)
+    shown = _batches(corpus, training, vocab, config, seed=rng)
+    held = _batches(corpus, validation, vocab, replace(config, panel_share=0.0), seed=rng + 1)
     plan = _plan(corpus, training, vocab, config, seed=rng)
+    prepare_folder(out, identity, resumed=last is not None)
     trainer = _trainer(out, config, accelerator=accelerator, devices=devices)
-    sampler = StepSampler(config.epoch_steps, done=lambda: trainer.global_step)
-    last = out / "checkpoints" / "last.ckpt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
-        shown = DataLoader(batches["train"], batch_size=None, sampler=sampler)
-        held = DataLoader(batches["validation"], batch_size=None, sampler=range(_VALIDATION_STEPS))
-        trainer.fit(plan, shown, held, ckpt_path=last if resume and last.is_file() else None)
-        (losses,) = trainer.validate(plan, held, verbose=False)
+    losses = _fit(trainer, plan, shown, held, epoch_steps=config.epoch_steps, last=last, seed=rng)
+    join_metrics(out)
     info = {
         "files": [path.name for path in files],
         "studies": {str(k): int(v) for k, v in pd.Series(corpus.study).value_counts().sort_index().items()},
@@ -194,23 +194,79 @@ def run(
         "n_training_cells": len(training),
         "n_validation_cells": len(validation),
         "losses": losses,
-        "mean_bin_mse": mean_bin_error(corpus, training, batches["validation"]),
+        "mean_bin_mse": mean_bin_error(corpus, training, held),
         "settings": asdict(config),
         "seconds": time.time() - started,
         "version": __version__,
         "pooling": "cls",
     }
+    _write(out / "model", plan.module, name=name, tokenizer=tokenizer, vocab=vocab, info=info, half=half)
+    return read_checkpoint(out / "model")
+
+
+def _split(corpus: Corpus, config: PretrainConfig, *, rng: int) -> tuple[np.ndarray, np.ndarray]:
+    training, validation = corpus.split(share=config.validation_share, rng=rng)
+    if len(training) and len(validation):
+        return training, validation
+    usable, part = len(training) + len(validation), "validation" if len(training) else "training"
+    found = (
+        f"{len(corpus.tokens):,} cells in the files, {usable:,} of them with two or more genes of the vocabulary; "
+        f"validation_share={config.validation_share} leaves {len(training):,} for training and {len(validation):,} for "
+        f"validation: no {part} cells."
+    )
+    fix = (
+        "Give more cells, or change validation_share or rng."
+        if usable > 1
+        else "Give more cells, or a vocabulary with the names of their genes (pretrain.build_vocab makes one)."
+    )
+    msg = f"{found} {fix}"
+    raise ValueError(msg)
+
+
+def _fit(
+    trainer: lp.Trainer,
+    plan: TrainingPlan,
+    shown: GenerativeBatches,
+    held: GenerativeBatches,
+    *,
+    epoch_steps: int,
+    last: Path | None,
+    seed: int,
+) -> dict[str, float]:
+    """Train and validate; the losses on the held-out cells."""
+    sampler = StepSampler(epoch_steps, done=lambda: trainer.global_step)
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # that is how a run goes on
+        torch.manual_seed(seed)
+        training = DataLoader(shown, batch_size=None, sampler=sampler)
+        validation = DataLoader(held, batch_size=None, sampler=range(_VALIDATION_STEPS))
+        trainer.fit(plan, training, validation, ckpt_path=last)
+        (losses,) = trainer.validate(plan, validation, verbose=False)
+    return dict(losses)
+
+
+def _write(
+    folder: Path,
+    module: PretrainModule,
+    *,
+    name: str,
+    tokenizer: TokenizerConfig,
+    vocab: GeneVocab,
+    info: Mapping[str, Any],
+    half: bool,
+) -> None:
+    weights = module.state_dict()
     checkpoint = Checkpoint(
         name=name,
-        transformer=plan.module.transformer.config,
+        transformer=module.transformer.config,
         tokenizer=tokenizer,
         vocab=vocab,
-        weights=plan.module.state_dict(),
+        weights=weights,
         info=info,
-        card=model_card(name, info, vocab=vocab, n_parameters=sum(p.numel() for p in plan.module.parameters())),
+        card=model_card(name, info, vocab=vocab, n_parameters=sum(x.numel() for x in weights.values())),
     )
-    write_checkpoint(checkpoint, out / "model", half=half, overwrite=True)
-    return checkpoint
+    write_checkpoint(checkpoint, folder, half=half, overwrite=True)
 
 
 def _batches(
@@ -244,7 +300,7 @@ def _plan(corpus: Corpus, training: np.ndarray, vocab: GeneVocab, config: Pretra
         n_bins=config.n_bins,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: the weights are drawn there
         module = PretrainModule(shape, contrast=config.contrast, weights=config.weights)
     groups = pd.factorize(corpus.study[training], sort=True)[0]
     table = coexpression_table(
@@ -267,16 +323,26 @@ def _plan(corpus: Corpus, training: np.ndarray, vocab: GeneVocab, config: Pretra
 
 
 def _trainer(out: Path, config: PretrainConfig, *, accelerator: str, devices: int | str) -> lp.Trainer:
+    log = CSVLogger(out, name="", version="")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # earlier metrics were put aside
+        _ = log.experiment
     return lp.Trainer(
         accelerator=accelerator,
         devices=devices,
         precision=config.precision,
         max_steps=config.max_steps,
         gradient_clip_val=1.0,
-        logger=CSVLogger(out, name="", version=""),
+        logger=log,
+        use_distributed_sampler=False,
         callbacks=[
             ModelCheckpoint(
-                out / "checkpoints", save_last=True, every_n_epochs=1, save_top_k=0, save_on_train_epoch_end=True
+                out / "checkpoints",
+                filename="last",  # save_last with save_top_k=0 writes nothing before the end of the run
+                every_n_epochs=1,
+                save_top_k=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
             ),
             _PromptAfter(config.prompt_after),
         ],

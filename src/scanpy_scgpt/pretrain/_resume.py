@@ -1,0 +1,104 @@
+"""What a run leaves in its folder so that a killed one can go on: its identity and its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt.tokenizer import GeneVocab
+
+logger = get_logger(__name__)
+_METRICS, _EARLIER = "metrics.csv", "metrics-earlier.csv"
+
+
+def identity_of(files: Sequence[Path], vocab: GeneVocab, config: Mapping[str, Any], *, rng: int) -> dict[str, Any]:
+    """What makes a run this run, as JSON holds it; `max_steps` stands beside `config`, for it may change."""
+    config = dict(config)
+    max_steps = config.pop("max_steps")
+    sizes = [[path.name, path.stat().st_size] for path in files]
+    record = {"config": config, "vocab": vocab.digest, "rng": rng, "files": sizes, "max_steps": max_steps}
+    return json.loads(json.dumps(record))
+
+
+def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    parts = [key for key in ("vocab", "rng", "files") if old.get(key) != new[key]]
+    before, now = old.get("config"), new["config"]
+    before = before if isinstance(before, dict) else {}
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key)) + parts
+
+
+def checkpoint_to_resume(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Path | None:
+    """The last checkpoint of this very run in `out`, or None; changes nothing.
+
+    Raises
+    ------
+    ValueError
+        When the checkpoint is of another run.
+    """
+    last = out / "checkpoints" / "last.ckpt"
+    if not (resume and last.is_file()):
+        return None
+    try:
+        old = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = None
+    differs = _different(old, identity) if isinstance(old, dict) else ["no readable run.json"]
+    if differs:
+        msg = (
+            f"{out} holds checkpoints of another run (different: {', '.join(differs)}). Choose another folder, or pass "
+            "resume=False to start anew; that deletes them."
+        )
+        raise ValueError(msg)
+    if old.get("max_steps") != identity["max_steps"]:
+        logger.warning(
+            "max_steps=%s, the run in %s was started with %s: the cosine of the learning rate changes from here on.",
+            identity["max_steps"],
+            out,
+            old.get("max_steps"),
+        )
+    return last
+
+
+def prepare_folder(out: Path, identity: Mapping[str, Any], *, resumed: bool) -> None:
+    """Write `run.json`; put the metrics of a resumed run aside, or remove what an earlier run left."""
+    out.mkdir(parents=True, exist_ok=True)
+    if resumed:
+        _merge(out, target=out / _EARLIER)
+    else:
+        if (out / "checkpoints").is_dir():
+            shutil.rmtree(out / "checkpoints")
+        (out / _EARLIER).unlink(missing_ok=True)
+    (out / _METRICS).unlink(missing_ok=True)
+    draft = out / ".run.json.part"
+    draft.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, out / "run.json")
+
+
+def join_metrics(out: Path) -> None:
+    """Put the metrics from before the last resume in front of those in `metrics.csv`."""
+    if (out / _EARLIER).is_file():
+        _merge(out, target=out / _METRICS)
+        (out / _EARLIER).unlink()
+
+
+def _merge(out: Path, *, target: Path) -> None:
+    tables: list[pd.DataFrame] = []
+    for path in (out / _METRICS, out / _EARLIER):  # later rows first: they replace what was taken back
+        if path.is_file() and path.stat().st_size:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)  # text stays as it is
+            step = pd.to_numeric(table["step"], errors="coerce") if "step" in table else pd.Series(dtype=float)
+            first = min((pd.to_numeric(later["step"]).min() for later in tables), default=float("inf"))
+            table = table[(step < first).reindex(table.index, fill_value=False)]
+            if len(table):
+                tables.insert(0, table)
+    if tables:
+        draft = target.with_name(f".{target.name}.part")
+        pd.concat(tables).to_csv(draft, index=False)
+        os.replace(draft, target)

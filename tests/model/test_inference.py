@@ -77,6 +77,20 @@ def test_batching_changes_nothing(tokens, max_tokens):
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_threads_change_nothing_and_are_given_back(tokens, n_threads):
+    checkpoint = _checkpoint()
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        got = Embedder(checkpoint, device="cpu", max_tokens=100).embed_tokens(tokens)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    expected = _one_by_one(checkpoint, tokens, "cls")
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_gene_vectors_are_the_normalised_table():
     checkpoint = _checkpoint()
     vectors = Embedder(checkpoint, device="cpu").gene_vectors(np.array([3, -1, 50]))

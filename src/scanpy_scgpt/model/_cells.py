@@ -73,10 +73,10 @@ class CellTokens:
     def block(self, start: int, stop: int) -> Tokens:
         """Tokens of the rows `start:stop`."""
         names = self.names[start:stop]
-        whole = self.tokenizer.bins(self.source.rows(start, stop), self.match.ids, names, seed=self.seed)
-        tokens = self.tokenizer.cut(whole, names, seed=self.seed)
+        counts = self.source.rows(start, stop)
+        tokens, whole = self.tokenizer.encode_counted(counts, self.match.ids, names, seed=self.seed)
         self.empty[start:stop] = tokens.lengths == 0
-        self.n_cut += int((tokens.lengths < whole.lengths).sum())
+        self.n_cut += int((tokens.lengths < whole).sum())
         return tokens
 
     def __iter__(self) -> Iterator[Tokens]:

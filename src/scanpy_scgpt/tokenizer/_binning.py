@@ -18,21 +18,8 @@ from scanpy_scgpt._types import Ties
 from ._hash import hash32
 
 TIES: tuple[str, ...] = get_args(Ties)
-_MODES = {"random": 0, "low": 1, "mid": 2, "high": 3}
+MODES = {"random": 0, "low": 1, "mid": 2, "high": 3}
 _MAX_COUNT = 1024  # rows of whole numbers below this go through a histogram instead of a sort
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _digit(left, right, mode, cell_key, gene_id):  # pragma: no cover - compiled
-    width = right - left
-    if width <= 1 or mode == 3:
-        return right
-    if mode == 1:
-        return left + 1
-    if mode == 2:
-        return left + (width + 1) // 2
-    draw = hash32(cell_key, np.uint64(gene_id))
-    return right - np.int64((np.uint64(draw) * np.uint64(width)) >> np.uint64(32))
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -45,8 +32,8 @@ def _interpolate(low, high, fraction):  # pragma: no cover - compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def _edges_of_counts(values, cumulative, n_distinct, n, quantiles, edges):  # pragma: no cover - compiled
-    k = 0
+def _edges_of_counts(values, cumulative, n_distinct, quantiles, edges):  # pragma: no cover - compiled
+    n, k = cumulative[n_distinct - 1], 0
     for j in range(quantiles.shape[0]):
         position = (n - 1) * quantiles[j]
         below = int(np.floor(position))
@@ -72,35 +59,42 @@ def _edges_of_values(ordered, quantiles, edges):  # pragma: no cover - compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(row, histogram):  # pragma: no cover - compiled
-    """Fill the histogram with whole numbers below `_MAX_COUNT`; the largest of them, or -1 for any other row."""
-    top = 0
-    for i in range(row.shape[0]):
-        x = row[i]
-        if not 0 <= x < _MAX_COUNT:
-            break
-        whole = np.int64(x)
-        if whole != x:
-            break
-        histogram[whole] += 1
-        top = max(top, whole)
-    else:
-        return top
-    histogram[:] = 0
-    return -1
+def _codes(values, codes):  # pragma: no cover - compiled
+    """Values as small integers; returns the largest, or `_MAX_COUNT` when not all of them are whole and small."""
+    top, n_bad = np.int64(0), 0
+    for i in range(values.shape[0]):
+        code = np.int32(values[i])
+        codes[i] = np.uint16(code)
+        top = max(top, np.int64(code))
+        n_bad += (code < 0) | (code != values[i])
+    return _MAX_COUNT if n_bad else min(top, _MAX_COUNT)
 
 
 @numba.njit(cache=True, nogil=True)
-def _ranges_of_counts(top, n, histogram, values, cumulative, quantiles, edges, left_of, right_of):  # pragma: no cover
-    """Tie range of each count that occurs; empties the histogram."""
+def _distinct(codes, n, top, histograms, values, cumulative):  # pragma: no cover - compiled
+    """Distinct codes and how many are not above each; four histograms, so that equal neighbours do not wait."""
+    one, two, three, four = histograms[0], histograms[1], histograms[2], histograms[3]
+    for i in range(0, n - 3, 4):
+        one[codes[i]] += 1
+        two[codes[i + 1]] += 1
+        three[codes[i + 2]] += 1
+        four[codes[i + 3]] += 1
+    for i in range(n - n % 4, n):
+        one[codes[i]] += 1
     n_distinct, total = 0, 0
     for x in range(top + 1):
-        if histogram[x]:
-            total += histogram[x]
+        count = one[x] + two[x] + three[x] + four[x]
+        one[x] = two[x] = three[x] = four[x] = 0
+        if count:
+            total += count
             values[n_distinct], cumulative[n_distinct] = x, total
             n_distinct += 1
-            histogram[x] = 0
-    _edges_of_counts(values, cumulative, n_distinct, n, quantiles, edges)
+    return n_distinct
+
+
+@numba.njit(cache=True, nogil=True)
+def _digit_tables(values, n_distinct, edges, mode, last, width):  # pragma: no cover - compiled
+    """For each distinct code the highest digit that may be drawn, and from how many."""
     left, right = 0, 0
     for k in range(n_distinct):
         x = values[k]
@@ -109,31 +103,72 @@ def _ranges_of_counts(top, n, histogram, values, cumulative, quantiles, edges, l
         right = max(left, right)
         while right < edges.shape[0] and edges[right] <= x:
             right += 1
-        left_of[x], right_of[x] = left, right
+        last[x], width[x] = _range_of(left, right, mode)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _range_of(left, right, mode):  # pragma: no cover - compiled
+    """Highest digit that may be drawn and from how many: all of `left + 1 .. right`, or the one that `mode` says."""
+    width = max(right - left, 1)
+    if mode == 0:
+        return right, width
+    if mode == 1:
+        return right - (width - 1), 1
+    if mode == 2:
+        return right - (width - 1) + (width - 1) // 2, 1
+    return right, 1
+
+
+@numba.njit(cache=True, nogil=True)
+def workspace_for(n, n_edges):  # pragma: no cover - compiled
+    """Buffers of :func:`digits_of_row` for cells of at most `n` genes."""
+    return (
+        np.zeros((4, _MAX_COUNT), np.int32),
+        np.zeros((2, _MAX_COUNT), np.int64),
+        np.zeros((2, _MAX_COUNT), np.uint32),
+        np.zeros(n_edges, np.float64),
+        np.empty(n, np.uint16),
+        np.empty(n, np.uint32),
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def digits_of_row(values, gene_ids, cell_key, quantiles, mode, workspace, out):  # pragma: no cover - compiled
+    """Digits of the non-zero values of one cell into `out`."""
+    histograms, distinct, tables, edges, codes, draws = workspace
+    n = values.shape[0]
+    if mode == 0:
+        for i in range(n):
+            draws[i] = hash32(cell_key, np.uint64(gene_ids[i]))
+    top = _codes(values, codes)
+    if top < _MAX_COUNT:
+        n_distinct = _distinct(codes, n, top, histograms, distinct[0], distinct[1])
+        _edges_of_counts(distinct[0], distinct[1], n_distinct, quantiles, edges)
+        last, width = tables[0], tables[1]
+        _digit_tables(distinct[0], n_distinct, edges, mode, last, width)
+        if mode == 0:
+            for i in range(n):
+                drawn = (np.uint64(draws[i]) * np.uint64(width[codes[i]])) >> np.uint64(32)
+                out[i] = last[codes[i]] - np.uint32(drawn)
+        else:
+            for i in range(n):
+                out[i] = last[codes[i]]
+    else:
+        _edges_of_values(np.sort(values), quantiles, edges)
+        for i in range(n):
+            x = np.float64(values[i])
+            last_, width_ = _range_of(np.searchsorted(edges, x, "left"), np.searchsorted(edges, x, "right"), mode)
+            out[i] = last_ - np.int64((np.uint64(draws[i]) * np.uint64(width_)) >> np.uint64(32)) * (mode == 0)
 
 
 @numba.njit(cache=True, nogil=True)
 def _bin_kernel(indptr, data, gene_ids, cell_keys, quantiles, mode, out):  # pragma: no cover - compiled
-    histogram = np.zeros(_MAX_COUNT, np.int64)
-    left_of, right_of = np.zeros(_MAX_COUNT, np.int64), np.zeros(_MAX_COUNT, np.int64)
-    values, cumulative = np.zeros(_MAX_COUNT, np.int64), np.zeros(_MAX_COUNT, np.int64)
-    edges = np.zeros(quantiles.shape[0], np.float64)
+    workspace = workspace_for(np.diff(indptr).max() if indptr.shape[0] > 1 else 0, quantiles.shape[0])
     for r in range(indptr.shape[0] - 1):
         start, stop = indptr[r], indptr[r + 1]
-        if start == stop:
-            continue
-        top = _count(data[start:stop], histogram)
-        if top >= 0:
-            _ranges_of_counts(top, stop - start, histogram, values, cumulative, quantiles, edges, left_of, right_of)
-            for i in range(start, stop):
-                x = np.int64(data[i])
-                out[i] = _digit(left_of[x], right_of[x], mode, cell_keys[r], gene_ids[i])
-        else:
-            _edges_of_values(np.sort(data[start:stop]), quantiles, edges)
-            for i in range(start, stop):
-                left = np.searchsorted(edges, np.float64(data[i]), side="left")
-                right = np.searchsorted(edges, np.float64(data[i]), side="right")
-                out[i] = _digit(left, right, mode, cell_keys[r], gene_ids[i])
+        if stop > start:
+            row = slice(start, stop)
+            digits_of_row(data[row], gene_ids[row], cell_keys[r], quantiles, mode, workspace, out[row])
 
 
 def bin_rows(
@@ -162,7 +197,7 @@ def bin_rows(
     """
     out = np.zeros(values.shape[0], dtype=np.uint8)
     quantiles = np.linspace(0, 1, n_bins - 1)
-    _bin_kernel(indptr, values, gene_ids, cell_keys, quantiles, _MODES[ties], out)
+    _bin_kernel(indptr, values, gene_ids, cell_keys, quantiles, MODES[ties], out)
     return out
 
 

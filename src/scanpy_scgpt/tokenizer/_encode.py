@@ -11,14 +11,15 @@ from scipy import sparse
 
 from scanpy_scgpt._types import Select, Ties
 
-from ._binning import TIES, bin_rows
+from ._binning import MODES, TIES, digits_of_row, workspace_for
 from ._hash import cell_keys
-from ._select import SELECT, select_genes
+from ._select import N_COUNTS, SELECT, choose, select_genes
 from ._tokens import Tokens
 from ._vocab import GeneVocab
 
 MAX_BINS = 256  # digits are stored in one byte
 _EXACT_IN_FLOAT32 = 2**24
+_UNCUT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -69,39 +70,77 @@ class TokenizerConfig:
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(indptr, indices, data, gene_of_column, out_indptr, gene_ids, values):  # pragma: no cover - compiled
+def _gather(indices, data, gene_of_column, gene_ids, values):  # pragma: no cover - compiled
+    """Genes of one row that have an id and that are not zero; returns how many (writes one place more)."""
     n = 0
+    for i in range(indices.shape[0]):
+        gene, value = gene_of_column[indices[i]], data[i]
+        gene_ids[n], values[n] = gene, value
+        n += (gene >= 0) & (value != 0)
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode_kernel(
+    indptr, indices, data, gene_of_column, tie_keys, cut_keys, quantiles, mode, max_genes, top, gene_ids, digits
+):  # pragma: no cover - compiled
+    """Row by row, so that what a step leaves is still in the cache for the next; returns row pointer, whole lengths."""
+    widest = np.diff(indptr).max() + 1
+    genes, values, row_digits = np.empty(widest, np.int32), np.empty(widest, data.dtype), np.empty(widest, np.uint8)
+    scores, counts, keep = np.empty(widest, np.uint64), np.empty(N_COUNTS, np.int32), np.zeros(0, np.bool_)
+    workspace = workspace_for(widest, quantiles.shape[0])
+    out_indptr, whole, end = np.zeros(indptr.shape[0], np.int64), np.zeros(indptr.shape[0] - 1, np.int64), 0
+    for r in range(indptr.shape[0] - 1):
+        row = slice(indptr[r], indptr[r + 1])
+        n = _gather(indices[row], data[row], gene_of_column, genes, values)
+        whole[r] = n
+        if n:
+            digits_of_row(values[:n], genes[:n], tie_keys[r], quantiles, mode, workspace, row_digits)
+        if n > max_genes:
+            n = choose(genes, row_digits, n, cut_keys[r], keep, max_genes, top, scores, counts)
+        gene_ids[end : end + n], digits[end : end + n] = genes[:n], row_digits[:n]
+        end += n
+        out_indptr[r + 1] = end
+    return out_indptr, whole
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge_kernel(indptr, indices, data, target):  # pragma: no cover - compiled
+    """Add each value to the one in the column that its column is summed into; columns of a row stay sorted."""
     for r in range(indptr.shape[0] - 1):
         for i in range(indptr[r], indptr[r + 1]):
-            gene = gene_of_column[indices[i]]
-            if gene >= 0 and data[i] != 0:
-                gene_ids[n], values[n] = gene, data[i]
-                n += 1
-        out_indptr[r + 1] = n
+            column, value, j = target[indices[i]], data[i], i
+            if column == indices[i]:
+                continue
+            while j > indptr[r] and indices[j - 1] > column:
+                indices[j], data[j] = indices[j - 1], data[j - 1]
+                j -= 1
+            indices[j], data[j] = column, value
+            if j > indptr[r] and indices[j - 1] == column:
+                data[j - 1] += value
+                data[j] = 0
 
 
-def _as_float(data: np.ndarray) -> np.ndarray:
-    """Values as float32, or float64 where float32 would lose digits."""
-    if data.dtype in (np.float32, np.float64):
+def _as_number(data: np.ndarray) -> np.ndarray:
+    """Values as int32, float32, or float64 where float32 would lose digits."""
+    if data.dtype in (np.int32, np.float32, np.float64):
         return data
     if data.dtype.kind == "f":
         return data.astype(np.float32 if data.dtype.itemsize < np.dtype(np.float32).itemsize else np.float64)
-    small = data.dtype.itemsize <= 2 or data.size == 0 or max(data.max(), -data.min()) < _EXACT_IN_FLOAT32
+    small = data.dtype.itemsize <= 2 or data.size == 0 or np.abs(data).max() < _EXACT_IN_FLOAT32
     return data.astype(np.float32 if small else np.float64)
 
 
-def _merge_columns(matrix: sparse.csr_matrix, gene_of_column: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Sum the columns of one gene into the first of them."""
-    known = np.flatnonzero(gene_of_column >= 0)
-    _, first, inverse = np.unique(gene_of_column[known], return_index=True, return_inverse=True)
-    n_columns = matrix.shape[1]
-    target = known[first][inverse]
-    ones = np.ones(known.size, dtype=matrix.dtype)
-    merged = sparse.csr_matrix(matrix @ sparse.csr_matrix((ones, (known, target)), shape=(n_columns, n_columns)))
-    merged.sort_indices()
-    kept = np.full_like(gene_of_column, -1)
-    kept[target] = gene_of_column[target]
-    return merged, kept
+def _merge_columns(matrix: sparse.csr_matrix, gene_of_column: np.ndarray) -> sparse.csr_matrix:
+    """Sum the columns of one gene into the first of them; what is summed away becomes a stored zero."""
+    known = np.flatnonzero(gene_of_column >= 0)[::-1]
+    first_of_gene = np.empty(gene_of_column.max() + 1, dtype=matrix.indices.dtype)
+    first_of_gene[gene_of_column[known]] = known  # from the end, so the first one stays
+    target = np.arange(matrix.shape[1], dtype=matrix.indices.dtype)
+    target[known] = first_of_gene[gene_of_column[known]]
+    merged = matrix.copy() if matrix.has_sorted_indices else matrix.sorted_indices()
+    _merge_kernel(merged.indptr, merged.indices, merged.data, target)
+    return merged
 
 
 class Tokenizer:
@@ -139,38 +178,60 @@ class Tokenizer:
         -------
         The tokens, in the order of the columns.
         """
-        gene_of_column = np.ascontiguousarray(gene_of_column, dtype=np.int64)
-        known = gene_of_column[gene_of_column >= 0]
-        data = _as_float(counts.data)
-        if np.bincount(known).max(initial=0) > 1:
+        return self._encoded(counts, gene_of_column, names, seed=seed, max_genes=_UNCUT)[0]
+
+    def _encoded(
+        self, counts: sparse.csr_matrix, gene_of_column: np.ndarray, names: np.ndarray, *, seed: int, max_genes: int
+    ) -> tuple[Tokens, np.ndarray]:
+        gene_of_column = np.ascontiguousarray(gene_of_column, dtype=np.int32)
+        data = _as_number(counts.data)
+        if np.bincount(gene_of_column[gene_of_column >= 0], minlength=1).max() > 1:
             counts = sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
-            counts, gene_of_column = _merge_columns(counts, gene_of_column)
+            counts = _merge_columns(counts, gene_of_column)
             data = counts.data
-        row_pointer = counts.indptr.astype(np.int64, copy=False)
-        indptr = np.zeros(row_pointer.size, np.int64)
-        gene_ids, values = np.empty(data.size, np.int32), np.empty(data.size, data.dtype)
-        _gather(row_pointer, counts.indices, data, gene_of_column, indptr, gene_ids, values)
-        gene_ids, values = gene_ids[: indptr[-1]], values[: indptr[-1]]
-        keys = cell_keys(names, seed=seed, purpose="ties")
-        digits = bin_rows(indptr, values, gene_ids, keys, n_bins=self.config.n_bins, ties=self.config.ties)
-        return Tokens(indptr, gene_ids, digits)
+        if not len(names):
+            return Tokens(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.uint8)), np.zeros(0, np.int64)
+        indptr = counts.indptr.astype(np.int64, copy=False)
+        size = int(np.minimum(np.diff(indptr), max_genes).sum())
+        gene_ids, digits = np.empty(size, np.int32), np.empty(size, np.uint8)
+        kept, whole = _encode_kernel(
+            indptr,
+            counts.indices,
+            data,
+            gene_of_column,
+            cell_keys(names, seed=seed, purpose="ties"),
+            cell_keys(names, seed=seed, purpose="select"),
+            np.linspace(0, 1, self.config.n_bins - 1),
+            MODES[self.config.ties],
+            max_genes,
+            self.config.select == "top",
+            gene_ids,
+            digits,
+        )
+        return Tokens(kept, gene_ids[: kept[-1]], digits[: kept[-1]]), whole
 
     def cut(self, tokens: Tokens, names: np.ndarray, *, seed: int = 0, keep: np.ndarray | None = None) -> Tokens:
         """Cells of at most `max_length - 1` genes; `keep` (bool per vocabulary id) protects genes."""
-        chosen = select_genes(
-            tokens.indptr,
-            tokens.gene_ids,
-            tokens.values,
-            cell_keys(names, seed=seed, purpose="select"),
-            max_genes=self.config.max_length - 1,
-            select=self.config.select,
-            keep=keep,
+        return Tokens(
+            *select_genes(
+                tokens.indptr,
+                tokens.gene_ids,
+                tokens.values,
+                cell_keys(names, seed=seed, purpose="select"),
+                max_genes=self.config.max_length - 1,
+                select=self.config.select,
+                keep=keep,
+            )
         )
-        return tokens if chosen is None else tokens.masked(chosen)
 
     def encode(
         self, counts: sparse.csr_matrix, gene_of_column: np.ndarray, names: np.ndarray, *, seed: int = 0
     ) -> Tokens:
-        """Tokens of the cells: :meth:`bins`, then :meth:`cut`."""
-        tokens = self.bins(counts, gene_of_column, names, seed=seed)
-        return self.cut(tokens, names, seed=seed)
+        """Tokens of the cells: :meth:`bins`, then :meth:`cut`, in one go."""
+        return self.encode_counted(counts, gene_of_column, names, seed=seed)[0]
+
+    def encode_counted(
+        self, counts: sparse.csr_matrix, gene_of_column: np.ndarray, names: np.ndarray, *, seed: int = 0
+    ) -> tuple[Tokens, np.ndarray]:
+        """As :meth:`encode`, with the number of genes of each cell before the cut, shape `(n_cells,)`, int64."""
+        return self._encoded(counts, gene_of_column, names, seed=seed, max_genes=self.config.max_length - 1)

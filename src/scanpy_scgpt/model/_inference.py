@@ -44,7 +44,7 @@ def choose_device(device: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         msg = f"device={device!r} is not available ({str(error).splitlines()[0]}). Use device='auto' or device='cpu'."
         raise ValueError(msg) from error
     return torch.device(device)

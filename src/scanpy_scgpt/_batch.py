@@ -31,3 +31,16 @@ class GenerativeBatch(NamedTuple):
     unknown_ids: Tensor
     targets: Tensor
     unknown_padding: Tensor
+
+
+class GenerativeStep(NamedTuple):
+    """What one process computes in one step of the optimiser.
+
+    `batches` are the micro-batches. `shares` says for each of them which part of all that the processes count in this
+    step it holds: `"targets"` (genes to be predicted) and `"cells"`. Over all micro-batches of all processes the shares
+    of targets add up to 1, and so do those of cells; a mean over the step is the sum of the means over the
+    micro-batches, each times its share.
+    """
+
+    batches: tuple[GenerativeBatch, ...]
+    shares: tuple[dict[str, float], ...]

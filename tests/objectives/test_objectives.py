@@ -42,3 +42,17 @@ def test_combine_weights_and_names_terms():
     assert loss.terms["b"].item() == 3
     with pytest.raises(KeyError, match="Weight for unknown term 'c'; terms: a"):
         combine({"a": torch.tensor(2.0)}, {"c": 1.0})
+
+
+def test_shares_add_up_to_the_whole():
+    """Means over parts, each times its share, give the mean over all, whatever a term is a mean over."""
+    errors, cells = torch.arange(10.0), torch.arange(4.0).square()
+    make = lambda e, c: combine({"a": e.mean(), "b": c.mean()}, {"b": 0.5}, over={"b": "cells"})  # noqa: E731
+    whole = make(errors, cells)
+    parts = [
+        make(errors[:7], cells[:1]).shared({"targets": 0.7, "cells": 0.25}),
+        make(errors[7:], cells[1:]).shared({"targets": 0.3, "cells": 0.75}),
+    ]
+    assert sum(part.total for part in parts).item() == pytest.approx(whole.total.item())
+    for name in ("a", "b"):
+        assert sum(part.terms[name] for part in parts).item() == pytest.approx(whole.terms[name].item())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import anndata as ad
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import sparse
 
 from scanpy_scgpt import io, pretrain
 from scanpy_scgpt.pretrain._gene_table import coexpression_table
+from scanpy_scgpt.pretrain._resume import _different, identity_of
 from scanpy_scgpt.tokenizer import GeneVocab, Tokens
 
 SMALL = {
@@ -169,6 +171,15 @@ def test_only_the_same_run_goes_on(files, tmp_path, caplog):
         pretrain.run(files, tmp_path, **again)
 
 
+def test_a_run_goes_on_with_other_micro_batches(files):
+    """Where no term depends on them; a checkpoint whose steps were counted in another way is not taken."""
+    identity = lambda **changes: identity_of(files, VOCAB, asdict(pretrain.PretrainConfig(**changes)), rng=0)  # noqa: E731
+    assert identity(max_tokens=4000) == identity()
+    assert identity(max_tokens=4000, contrast=True) != identity(contrast=True)
+    earlier = {key: value for key, value in identity().items() if key != "format"}
+    assert _different(earlier, identity()) == ["format"]
+
+
 def test_an_empty_split_says_what_to_change(files, tmp_path):
     small = {"max_steps": 1, "accelerator": "cpu", **SMALL}
     for share, part in ((1e-9, "validation"), (1 - 1e-9, "training")):
@@ -211,7 +222,11 @@ def test_a_frozen_gene_table_stays(files, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "text"),
-    [({"ratios": (0.5, 1.0)}, "ratios="), ({"validation_share": 0}, "validation_share=0: use a share between 0 and 1")],
+    [
+        ({"ratios": (0.5, 1.0)}, "ratios="),
+        ({"validation_share": 0}, "validation_share=0: use a share between 0 and 1"),
+        ({"max_tokens": 0}, "max_tokens=0: use a number of tokens, such as 40_000, or None for no limit"),
+    ],
 )
 def test_settings_are_checked(changes, text):
     with pytest.raises(ValueError, match=text):

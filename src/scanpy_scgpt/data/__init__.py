@@ -1,14 +1,23 @@
 """Tokens to batches."""
 
 from ._collate import DigitBatch, batches_by_length, collate_digits
-from ._generative import GenerativeBatches, StepSampler, as_panel, split_generative
+from ._generative import as_panel, split_generative, split_sizes
+from ._loader import CellLoader, TokenBatch, TokenSource
+from ._pack import PackedBatch, pack_digits
+from ._steps import GenerativeBatches, StepSampler
 
 __all__ = [
+    "CellLoader",
     "DigitBatch",
     "GenerativeBatches",
+    "PackedBatch",
     "StepSampler",
+    "TokenBatch",
+    "TokenSource",
     "as_panel",
     "batches_by_length",
     "collate_digits",
+    "pack_digits",
     "split_generative",
+    "split_sizes",
 ]

@@ -66,14 +66,18 @@ class PretrainModule(nn.Module):
         cell
             (batch, d_model) vectors that take the place of the `<cls>` input (cell prompt), or None.
         """
+        known, unknown = self._streams(batch, cell)
+        return Generated(self.expression_head(known).values, self.expression_head(unknown).values, known[:, 0])
+
+    def _streams(self, batch: GenerativeBatch, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Vectors of the known tokens and of the unknown genes, (batch, n, d_model) each."""
         encoder = self.transformer.encoder
         known = encoder(batch.known.gene_ids, batch.known.values)
         if cell is not None:
             known = torch.cat([cell.unsqueeze(1), known[:, 1:]], dim=1)
-        known, unknown = self.transformer.encode_generative(
+        return self.transformer.encode_generative(
             known, encoder.without_value(batch.unknown_ids), batch.known.padding, legacy=self.legacy_generation
         )
-        return Generated(self.expression_head(known).values, self.expression_head(unknown).values, known[:, 0])
 
     def from_cell(self, cell: Tensor, gene_ids: Tensor) -> Tensor:
         """Expression of genes `gene_ids` (batch, length) from cell vectors (batch, d_model) -> (batch, length)."""
@@ -86,19 +90,25 @@ class PretrainModule(nn.Module):
         self.expression_head.network[-1].bias.fill_(mean_digit)
 
     def forward(self, batch: GenerativeBatch) -> Loss:
-        """Weighted loss of a batch; while `prompting`, with the pass from the cell vector."""
+        """Weighted loss of a batch; while `prompting`, with the pass from the cell vector.
+
+        `contrast` is a mean over cells, its negatives are the other cells of this very batch; the other terms are means
+        over the unknown genes.
+        """
         counted = ~batch.unknown_padding
-        first = self.generate(batch)
+        known, unknown = self._streams(batch)
+        cell = known[:, 0]
         terms = {
-            "gep": masked_mse(first.unknown, batch.targets, counted),
-            "gepc": masked_mse(self.from_cell(first.cell, batch.unknown_ids), batch.targets, counted),
+            "gep": masked_mse(self.expression_head(unknown).values, batch.targets, counted),
+            "gepc": masked_mse(self.from_cell(cell, batch.unknown_ids), batch.targets, counted),
         }
         if self.prompting:
-            second = self.generate(batch, cell=first.cell.detach())
-            terms["prompt"] = masked_mse(second.unknown, batch.targets, counted)
+            _, prompted = self._streams(batch, cell.detach())
+            terms["prompt"] = masked_mse(self.expression_head(prompted).values, batch.targets, counted)
         if self.contrast:
-            terms["contrast"] = contrastive_cells(first.cell, self._other_view(batch), temperature=_TEMPERATURE)
-        return combine(terms, {name: self.weights.get(name, 1.0) for name in terms})
+            terms["contrast"] = contrastive_cells(cell, self._other_view(batch), temperature=_TEMPERATURE)
+        weights = {name: self.weights.get(name, 1.0) for name in terms}
+        return combine(terms, weights, over={"contrast": "cells"})
 
     def _other_view(self, batch: GenerativeBatch) -> Tensor:
         """Cell vectors from the genes that were unknown to the first view, (batch, d_model)."""

@@ -15,20 +15,26 @@ from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt.tokenizer import GeneVocab
 
 logger = get_logger(__name__)
+_FORMAT = 2  # of what a checkpoint says about the steps that were taken
 _METRICS, _EARLIER = "metrics.csv", "metrics-earlier.csv"
 
 
 def identity_of(files: Sequence[Path], vocab: GeneVocab, config: Mapping[str, Any], *, rng: int) -> dict[str, Any]:
-    """What makes a run this run, as JSON holds it; `max_steps` stands beside `config`, for it may change."""
+    """What makes a run this run, as JSON holds it; `max_steps` stands beside `config`, for it may change.
+
+    So may `max_tokens` where no term depends on it, and the number of devices.
+    """
     config = dict(config)
     max_steps = config.pop("max_steps")
+    if not config["contrast"]:
+        config.pop("max_tokens")
     sizes = [[path.name, path.stat().st_size] for path in files]
-    record = {"config": config, "vocab": vocab.digest, "rng": rng, "files": sizes, "max_steps": max_steps}
-    return json.loads(json.dumps(record))
+    record = {"format": _FORMAT, "config": config, "vocab": vocab.digest, "rng": rng, "files": sizes}
+    return json.loads(json.dumps({**record, "max_steps": max_steps}))
 
 
 def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    parts = [key for key in ("vocab", "rng", "files") if old.get(key) != new[key]]
+    parts = [key for key in ("format", "vocab", "rng", "files") if old.get(key) != new[key]]
     before, now = old.get("config"), new["config"]
     before = before if isinstance(before, dict) else {}
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key)) + parts

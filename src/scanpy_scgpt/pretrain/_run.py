@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lp
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
 
-from scanpy_scgpt._settings import settings
 from scanpy_scgpt._types import Ties
 from scanpy_scgpt._version import __version__
-from scanpy_scgpt.data import GenerativeBatches, StepSampler
+from scanpy_scgpt.data import GenerativeBatches
 from scanpy_scgpt.io import Checkpoint, read_checkpoint, write_checkpoint
 from scanpy_scgpt.module import PretrainModule
 from scanpy_scgpt.nn import TransformerConfig
@@ -31,9 +27,8 @@ from scanpy_scgpt.train import PlanConfig, TrainingPlan
 from ._card import model_card
 from ._corpus import Corpus, build_corpus
 from ._gene_table import coexpression_table
+from ._loop import VALIDATION_STEPS, fit, trained_weights, trainer_of
 from ._resume import checkpoint_to_resume, identity_of, join_metrics, prepare_folder
-
-_VALIDATION_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,12 @@ class PretrainConfig:
     max_length
         Longest sequence while training, `<cls>` included; longer cells are sampled anew at each step.
     batch_size
-        Cells per step.
+        Cells per step of the optimiser, over all devices: more devices make a step faster, they do not change it.
+    max_tokens
+        Most tokens that are computed at once on a device, padding and `<cls>` included. A step with more is cut into
+        micro-batches of cells of similar length, which saves memory and padding and leaves the gradient of the step as
+        it is. None computes the cells of a device at once. The contrastive term alone changes: its negatives are the
+        cells of a micro-batch.
     max_steps
         Steps of the whole run.
     epoch_steps
@@ -59,15 +59,16 @@ class PretrainConfig:
     gene_lr_scale
         Factor on the learning rate of the gene table; 0 keeps it as it was started.
     ratios
-        Shares of unknown genes, one drawn per batch.
+        Shares of unknown genes, one drawn per step.
     prompt_after
         Step from which the pass from the cell vector is trained too.
     weights
         Weight of the terms `gep`, `gepc`, `prompt`, `contrast`.
     contrast
-        Train the contrastive term between two disjoint sets of genes of a cell.
+        Train the contrastive term between two disjoint sets of genes of a cell; its negatives are the cells that are
+        computed at once on a device.
     panel_share
-        Share of batches whose cells are shown as a smaller gene panel would show them, digits taken anew.
+        Share of steps whose cells are shown as a smaller gene panel would show them, digits taken anew.
     validation_share
         Share of cells held out.
     precision
@@ -83,6 +84,7 @@ class PretrainConfig:
     ties: Ties = "mid"
     max_length: int = 1200
     batch_size: int = 64
+    max_tokens: int | None = None
     max_steps: int = 10_000
     epoch_steps: int = 100
     lr: float = 1e-4
@@ -103,21 +105,9 @@ class PretrainConfig:
         if not 0 < self.validation_share < 1:
             msg = f"validation_share={self.validation_share!r}: use a share between 0 and 1, such as 0.03."
             raise ValueError(msg)
-
-
-class _PromptAfter(lp.Callback):
-    """Switch the pass from the cell vector on after some steps; validation always has it."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: lp.Trainer, plan: TrainingPlan, *_: Any) -> None:
-        plan.module.prompting = trainer.global_step >= self.step
-        # Lightning numbers the logged steps one too high after each resume
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-
-    def on_validation_start(self, _trainer: lp.Trainer, plan: TrainingPlan) -> None:
-        plan.module.prompting = True
+        if self.max_tokens is not None and self.max_tokens < 1:
+            msg = f"max_tokens={self.max_tokens!r}: use a number of tokens, such as 40_000, or None for no limit."
+            raise ValueError(msg)
 
 
 def run(
@@ -128,7 +118,9 @@ def run(
     name: str = "pretrained",
     config: PretrainConfig | None = None,
     accelerator: str = "auto",
-    devices: int | str = 1,
+    devices: int | str | list[int] = 1,
+    strategy: str | Strategy = "auto",
+    num_nodes: int = 1,
     resume: bool = True,
     half: bool = False,
     rng: int = 0,
@@ -151,8 +143,11 @@ def run(
         Name of the model.
     config, **changes
         Settings; keyword arguments change single fields.
-    accelerator, devices
-        Passed to :class:`lightning.pytorch.Trainer`. Use one device; more devices come later.
+    accelerator, devices, strategy, num_nodes
+        Passed to :class:`lightning.pytorch.Trainer`. With more than one device `"auto"` is data parallelism
+        (`"ddp"`); `"fsdp"` (CUDA only) spreads the weights too; a strategy object of Lightning has all its options. In
+        a script Lightning starts one process per device; processes that `torchrun` or SLURM started are found. All of
+        them run this function with the same arguments and read and write the same folders; the first one writes.
     resume
         Go on from the last checkpoint in `out`, if there is one; False deletes `out/checkpoints` and starts anew.
     half
@@ -168,11 +163,23 @@ def run(
     ------
     ValueError
         When a file does not hold raw counts, a setting is out of range, no cells are left for training or validation,
-        or `out` holds checkpoints of another run.
+        there are more processes than cells of a step, or `out` holds checkpoints of another run.
     """
     config = replace(config or PretrainConfig(), **changes)
     out, files = Path(out), [Path(path) for path in files]
     started = time.time()
+    trainer = trainer_of(
+        out,
+        max_steps=config.max_steps,
+        epoch_steps=config.epoch_steps,
+        prompt_after=config.prompt_after,
+        precision=config.precision,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        num_nodes=num_nodes,
+    )
+    _require_batch(trainer.world_size, config)
     identity = identity_of(files, vocab, asdict(config), rng=rng)
     last = checkpoint_to_resume(out, identity, resume=resume)
     tokenizer = TokenizerConfig(
@@ -182,11 +189,11 @@ def run(
     training, validation = _split(corpus, config, rng=rng)
     shown = _batches(corpus, training, vocab, config, seed=rng)
     held = _batches(corpus, validation, vocab, replace(config, panel_share=0.0), seed=rng + 1)
+    _require_cells(trainer.world_size, config, training=len(training), validation=len(validation))
     plan = _plan(corpus, training, vocab, config, seed=rng)
-    prepare_folder(out, identity, resumed=last is not None)
-    trainer = _trainer(out, config, accelerator=accelerator, devices=devices)
-    losses = _fit(trainer, plan, shown, held, epoch_steps=config.epoch_steps, last=last, seed=rng)
-    join_metrics(out)
+    if trainer.is_global_zero:
+        prepare_folder(out, identity, resumed=last is not None)
+    losses = fit(trainer, plan, shown, held, epoch_steps=config.epoch_steps, last=last, seed=rng)
     info = {
         "files": [path.name for path in files],
         "studies": {str(k): int(v) for k, v in pd.Series(corpus.study).value_counts().sort_index().items()},
@@ -200,7 +207,11 @@ def run(
         "version": __version__,
         "pooling": "cls",
     }
-    _write(out / "model", plan.module, name=name, tokenizer=tokenizer, vocab=vocab, info=info, half=half)
+    if trainer.is_global_zero:
+        join_metrics(out)
+        shape, weights = plan.module.transformer.config, trained_weights(out)
+        _write(out / "model", shape, weights, name=name, tokenizer=tokenizer, vocab=vocab, info=info, half=half)
+    trainer.strategy.barrier()
     return read_checkpoint(out / "model")
 
 
@@ -223,32 +234,29 @@ def _split(corpus: Corpus, config: PretrainConfig, *, rng: int) -> tuple[np.ndar
     raise ValueError(msg)
 
 
-def _fit(
-    trainer: lp.Trainer,
-    plan: TrainingPlan,
-    shown: GenerativeBatches,
-    held: GenerativeBatches,
-    *,
-    epoch_steps: int,
-    last: Path | None,
-    seed: int,
-) -> dict[str, float]:
-    """Train and validate; the losses on the held-out cells."""
-    sampler = StepSampler(epoch_steps, done=lambda: trainer.global_step)
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # that is how a run goes on
-        torch.manual_seed(seed)
-        training = DataLoader(shown, batch_size=None, sampler=sampler)
-        validation = DataLoader(held, batch_size=None, sampler=range(_VALIDATION_STEPS))
-        trainer.fit(plan, training, validation, ckpt_path=last)
-        (losses,) = trainer.validate(plan, validation, verbose=False)
-    return dict(losses)
+def _require_cells(world: int, config: PretrainConfig, *, training: int, validation: int) -> None:
+    """Each process needs a cell in each step of training and of validation."""
+    if world > min(training, validation):
+        msg = (
+            f"{training:,} cells for training and {validation:,} for validation are too few for {world} processes. "
+            f"Give more cells, change validation_share={config.validation_share}, or use fewer devices."
+        )
+        raise ValueError(msg)
+
+
+def _require_batch(world: int, config: PretrainConfig) -> None:
+    if world > config.batch_size:
+        msg = (
+            f"batch_size={config.batch_size} is the number of cells of a step over all processes, and there are "
+            f"{world} processes. Use batch_size={world} or more, or fewer devices."
+        )
+        raise ValueError(msg)
 
 
 def _write(
     folder: Path,
-    module: PretrainModule,
+    shape: TransformerConfig,
+    weights: dict[str, Tensor],
     *,
     name: str,
     tokenizer: TokenizerConfig,
@@ -256,10 +264,9 @@ def _write(
     info: Mapping[str, Any],
     half: bool,
 ) -> None:
-    weights = module.state_dict()
     checkpoint = Checkpoint(
         name=name,
-        transformer=module.transformer.config,
+        transformer=shape,
         tokenizer=tokenizer,
         vocab=vocab,
         weights=weights,
@@ -284,6 +291,7 @@ def _batches(
         panel_share=config.panel_share,
         n_tokens=len(vocab),
         n_bins=config.n_bins,
+        max_tokens=config.max_tokens,
         seed=seed,
     )
 
@@ -318,38 +326,8 @@ def _plan(corpus: Corpus, training: np.ndarray, vocab: GeneVocab, config: Pretra
             total_steps=config.max_steps,
             warmup_steps=config.warmup_steps,
             lr_scale={"transformer.encoder.genes.embedding": config.gene_lr_scale},
+            seed=seed,
         ),
-    )
-
-
-def _trainer(out: Path, config: PretrainConfig, *, accelerator: str, devices: int | str) -> lp.Trainer:
-    log = CSVLogger(out, name="", version="")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # earlier metrics were put aside
-        _ = log.experiment
-    return lp.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        precision=config.precision,
-        max_steps=config.max_steps,
-        gradient_clip_val=1.0,
-        logger=log,
-        use_distributed_sampler=False,
-        callbacks=[
-            ModelCheckpoint(
-                out / "checkpoints",
-                filename="last",  # save_last with save_top_k=0 writes nothing before the end of the run
-                every_n_epochs=1,
-                save_top_k=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-            _PromptAfter(config.prompt_after),
-        ],
-        enable_progress_bar=settings.progress_bar,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=config.epoch_steps,
     )
 
 
@@ -366,10 +344,11 @@ def mean_bin_error(corpus: Corpus, training: np.ndarray, validation: GenerativeB
         count > 0, np.bincount(seen.gene_ids, weights=seen.values, minlength=n) / np.maximum(count, 1), overall
     )
     errors = {"constant": 0.0, "per_gene": 0.0}
-    for step in range(_VALIDATION_STEPS):
-        batch = validation[step]
-        counted = ~batch.unknown_padding.numpy()
-        target, genes = batch.targets.numpy()[counted], batch.unknown_ids.numpy()[counted]
-        errors["constant"] += float(np.square(target - overall).mean()) / _VALIDATION_STEPS
-        errors["per_gene"] += float(np.square(target - mean[genes]).mean()) / _VALIDATION_STEPS
+    for step in range(VALIDATION_STEPS):
+        for batch, shares in zip(*validation[step], strict=True):
+            counted = ~batch.unknown_padding.numpy()
+            target, genes = batch.targets.numpy()[counted], batch.unknown_ids.numpy()[counted]
+            share = shares["targets"] / max(len(target), 1) / VALIDATION_STEPS
+            errors["constant"] += float(np.square(target - overall).sum()) * share
+            errors["per_gene"] += float(np.square(target - mean[genes]).sum()) * share
     return errors

@@ -3,7 +3,7 @@
 from ._binning import TIES, bin_row_reference, bin_rows
 from ._encode import Tokenizer, TokenizerConfig
 from ._genes import GeneMatch, GeneMatchError, GeneTable, match_genes, require_enough
-from ._hash import cell_keys
+from ._hash import cell_keys, gene_draws
 from ._select import SELECT
 from ._tokens import Tokens
 from ._vocab import CLS, EOC, PAD, SPECIAL_TOKENS, GeneVocab
@@ -25,6 +25,7 @@ __all__ = [
     "bin_row_reference",
     "bin_rows",
     "cell_keys",
+    "gene_draws",
     "match_genes",
     "require_enough",
 ]

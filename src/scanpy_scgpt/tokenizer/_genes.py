@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -122,6 +123,11 @@ class GeneMatch:
     def n_matched(self) -> int:
         """Number of genes of the data that have an id."""
         return int((self.ids >= 0).sum())
+
+    @cached_property
+    def digest(self) -> str:
+        """Short hash of the ids, the same for the same genes in the same columns."""
+        return hashlib.blake2b(self.ids.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
     @cached_property
     def n_null(self) -> int:

@@ -54,3 +54,31 @@ def cell_keys(names: Sequence[str], *, seed: int, purpose: str = "ties") -> np.n
     hashed = pd.util.hash_array(np.asarray(names, dtype=object), categorize=False)
     salt = int(pd.util.hash_array(np.array([purpose], dtype=object), categorize=False)[0])
     return _keys_with_seed(hashed, np.uint64((seed ^ salt) % 2**64))
+
+
+@numba.njit(cache=True, nogil=True)
+def _draws(indptr, gene_ids, keys):  # pragma: no cover - compiled
+    out = np.empty(gene_ids.shape[0], dtype=np.uint32)
+    for row in range(indptr.shape[0] - 1):
+        for i in range(indptr[row], indptr[row + 1]):
+            out[i] = hash32(keys[row], np.uint64(gene_ids[i]))
+    return out
+
+
+def gene_draws(indptr: np.ndarray, gene_ids: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """A random number for each gene of each cell, from the key of the cell and the id of the gene alone.
+
+    Parameters
+    ----------
+    indptr
+        Cell `i` owns the genes `indptr[i]:indptr[i + 1]`; shape `(n_cells + 1,)`.
+    gene_ids
+        Ids of genes, shape `(n_tokens,)`.
+    keys
+        One 64-bit key per cell, uint64, shape `(n_cells,)`.
+
+    Returns
+    -------
+    Array of shape `(n_tokens,)`, uint32.
+    """
+    return _draws(indptr, gene_ids, keys)

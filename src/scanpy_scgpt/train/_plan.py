@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as lp
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from scanpy_scgpt._batch import GenerativeStep
+
+_WRAPPED = "_fsdp_wrapped_module."  # what FSDP puts into the names of parameters
+_FUSED = {"cpu", "cuda"}  # devices whose AdamW updates all parameters in one kernel
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,11 @@ class PlanConfig:
         Decoupled weight decay of matrices; vectors have none.
     lr_scale
         Factor on the learning rate of parameters whose name starts with a key; 0 freezes them.
+    clip
+        Largest norm of the gradient of all parameters together; None leaves it as it is.
+    seed
+        Seed of dropout: with it the dropout of a step depends on (seed, step, process) alone, so that a resumed run
+        repeats it. None takes the global random state as it is.
     """
 
     lr: float
@@ -35,57 +47,115 @@ class PlanConfig:
     warmup_steps: int = 0
     weight_decay: float = 0.01
     lr_scale: Mapping[str, float] = field(default_factory=dict)
+    clip: float | None = 1.0
+    seed: int | None = None
 
 
 class TrainingPlan(lp.LightningModule):
     """Trains any module that turns a batch into a `Loss(total, terms)`.
 
-    Logs `train_loss`, `validation_loss` and `<term>_train`, `<term>_validation`.
+    A :class:`~scanpy_scgpt._batch.GenerativeStep` is trained one micro-batch after another: each loss is weighted with
+    its shares, so the gradient is that of the whole step whatever its division into micro-batches and processes, and
+    processes exchange gradients once. Any other batch is a step of its own.
+
+    Logs `train_loss`, `validation_loss` and `<term>_train`, `<term>_validation`, means over all processes.
     """
 
     def __init__(self, module: nn.Module, config: PlanConfig) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.module, self.plan = module, config
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(self._scale(name) > 0)
+        # asked before FSDP makes every parameter a vector
+        self._matrices = {name for name, parameter in module.named_parameters() if parameter.ndim > 1}
 
     def _scale(self, name: str) -> float:
         return next((x for start, x in self.plan.lr_scale.items() if name.startswith(start)), 1.0)
 
-    def training_step(self, batch: Any, _batch_idx: int) -> Tensor:  # noqa: ANN401: any batch of the module
-        """Loss of one training batch."""
-        return self._step(batch, "train")
+    def training_step(self, batch: Any, _batch_idx: int) -> None:
+        """One step of the optimiser."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        parts, scale = self._parts(batch), self._scale_of(batch)
+        logged: dict[str, Tensor] = {}
+        with self._dropout():
+            for i, (part, shares) in enumerate(parts):
+                loss = self._loss(part, shares)
+                with nullcontext() if i + 1 == len(parts) else self._without_exchange():
+                    self.manual_backward(loss.total * scale)
+                _add(logged, loss, scale)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        self._log(logged, "train")
 
-    def validation_step(self, batch: Any, _batch_idx: int) -> Tensor:
-        """Loss of one validation batch."""
-        return self._step(batch, "validation")
+    def validation_step(self, batch: Any, _batch_idx: int) -> None:
+        """Losses of one validation step."""
+        logged: dict[str, Tensor] = {}
+        for part, shares in self._parts(batch):
+            _add(logged, self._loss(part, shares), self._scale_of(batch))
+        self._log(logged, "validation")
 
-    def _step(self, batch: Any, stage: str) -> Tensor:
-        loss = self.module(batch)
-        logged = {f"{stage}_loss": loss.total, **{f"{name}_{stage}": value for name, value in loss.terms.items()}}
-        n_cells = len(batch[0][0] if isinstance(batch[0], tuple) else batch[0])
-        self.log_dict(
-            {name: value.detach().float() for name, value in logged.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=n_cells,
-            sync_dist=stage == "validation",
-        )
-        return loss.total
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient: after it was unscaled and exchanged, before it is used."""
+        if self.plan.clip is None:
+            return
+        whole = self.trainer.strategy.model
+        if hasattr(whole, "clip_grad_norm_"):  # FSDP: each process holds a part of the gradient
+            whole.clip_grad_norm_(self.plan.clip)
+        else:
+            members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(members, self.plan.clip)
+
+    @staticmethod
+    def _parts(batch: Any) -> list[tuple[Any, Mapping[str, float] | None]]:
+        return list(zip(*batch, strict=True)) if isinstance(batch, GenerativeStep) else [(batch, None)]
+
+    def _scale_of(self, batch: Any) -> int:
+        """Processes average gradients and logs; the shares of a step add up over them."""
+        return self.trainer.world_size if isinstance(batch, GenerativeStep) else 1
+
+    def _loss(self, part: Any, shares: Mapping[str, float] | None) -> Any:
+        loss = self.module(part)
+        return loss if shares is None else loss.shared(shares)
+
+    def _without_exchange(self) -> AbstractContextManager:
+        """The gradients of a micro-batch stay in this process; the last one sends the sum."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        return block()
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        if self.plan.seed is None:
+            yield
+            return
+        key = np.random.SeedSequence([self.plan.seed, self.global_step, self.global_rank])
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+            yield
+
+    def _log(self, logged: Mapping[str, Tensor], stage: str) -> None:
+        names = {name: f"{stage}_loss" if name == "total" else f"{name}_{stage}" for name in logged}
+        values = {names[name]: value for name, value in logged.items()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay to zero, a step at a time."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self.module.named_parameters():
+        for wrapped, parameter in self.module.named_parameters():
+            name = wrapped.replace(_WRAPPED, "")
             if parameter.requires_grad:
-                decay = self.plan.weight_decay if parameter.ndim > 1 else 0.0
+                decay = self.plan.weight_decay if name in self._matrices else 0.0
                 groups.setdefault((self._scale(name), decay), []).append(parameter)
+        # the fused kernel would undo the scale of half-precision gradients itself, after they were clipped
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer = torch.optim.AdamW(
             [
                 {"params": members, "lr": self.plan.lr * scale, "weight_decay": decay}
                 for (scale, decay), members in groups.items()
             ],
             lr=self.plan.lr,
+            fused=True if self.device.type in _FUSED and not scaled else None,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -93,3 +163,8 @@ class TrainingPlan(lp.LightningModule):
     def _rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(self.plan.warmup_steps, 1))
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(self.plan.total_steps, 1))))
+
+
+def _add(logged: dict[str, Tensor], loss: Any, scale: int) -> None:
+    for name, value in {"total": loss.total, **loss.terms}.items():
+        logged[name] = logged.get(name, 0) + scale * value.detach().float()

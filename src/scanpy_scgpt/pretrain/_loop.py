@@ -1,0 +1,121 @@
+"""The loop: trainer, callbacks, the part of each process, and the weights that training leaves."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lp
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from scanpy_scgpt._settings import settings
+from scanpy_scgpt.data import GenerativeBatches, StepSampler
+from scanpy_scgpt.train import TrainingPlan
+
+VALIDATION_STEPS = 8
+_PREFIX = "module."  # of the names in a checkpoint of Lightning
+
+
+class _PromptAfter(lp.Callback):
+    """Switch the pass from the cell vector on after some steps; validation always has it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: lp.Trainer, plan: TrainingPlan, *_: Any) -> None:
+        plan.module.prompting = trainer.global_step >= self.step
+        # Lightning numbers the logged steps one too high after each resume
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_validation_start(self, _trainer: lp.Trainer, plan: TrainingPlan) -> None:
+        plan.module.prompting = True
+
+
+class _Steps(lp.LightningDataModule):
+    """Steps of training and validation, those of the process that asks."""
+
+    def __init__(self, shown: GenerativeBatches, held: GenerativeBatches, *, epoch_steps: int) -> None:
+        super().__init__()
+        self.shown, self.held, self.epoch_steps = shown, held, epoch_steps
+
+    def _mine(self, batches: GenerativeBatches) -> GenerativeBatches:
+        return batches.of_process(self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = StepSampler(self.epoch_steps, done=lambda: self.trainer.global_step)
+        return DataLoader(self._mine(self.shown), batch_size=None, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._mine(self.held), batch_size=None, sampler=range(VALIDATION_STEPS))
+
+
+def trainer_of(
+    out: Path,
+    *,
+    max_steps: int,
+    epoch_steps: int,
+    prompt_after: int,
+    precision: str,
+    accelerator: str,
+    devices: int | str | list[int],
+    strategy: str | Strategy,
+    num_nodes: int,
+) -> lp.Trainer:
+    """The trainer of a run; nothing is written yet."""
+    return lp.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        num_nodes=num_nodes,
+        precision=precision,
+        max_steps=max_steps,
+        logger=CSVLogger(out, name="", version=""),
+        use_distributed_sampler=False,
+        callbacks=[
+            ModelCheckpoint(
+                out / "checkpoints",
+                filename="last",  # save_last with save_top_k=0 writes nothing before the end of the run
+                every_n_epochs=1,
+                save_top_k=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+            _PromptAfter(prompt_after),
+        ],
+        enable_progress_bar=settings.progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=epoch_steps,
+    )
+
+
+def fit(
+    trainer: lp.Trainer,
+    plan: TrainingPlan,
+    shown: GenerativeBatches,
+    held: GenerativeBatches,
+    *,
+    epoch_steps: int,
+    last: Path | None,
+    seed: int,
+) -> dict[str, float]:
+    """Train and validate; the losses on the held-out cells."""
+    steps = _Steps(shown, held, epoch_steps=epoch_steps)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # that is how a run goes on
+        torch.manual_seed(seed)
+        trainer.fit(plan, datamodule=steps, ckpt_path=last)
+        (losses,) = trainer.validate(plan, datamodule=steps, verbose=False)
+    return dict(losses)
+
+
+def trained_weights(out: Path) -> dict[str, Tensor]:
+    """Weights of the last step by the names of a checkpoint of ours, whatever the strategy spread them over."""
+    saved = torch.load(out / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    return {name.removeprefix(_PREFIX): tensor.clone() for name, tensor in saved["state_dict"].items()}

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from scanpy_scgpt._counts import CountSource, choose_counts
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt.disk import TokenStore
 from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, Tokens, cell_keys, match_genes
 
 logger = get_logger(__name__)
@@ -25,14 +27,14 @@ class Corpus:
     Attributes
     ----------
     tokens
-        Uncut tokens.
+        Uncut tokens, in memory or in a token store.
     names
         Name of each cell, file included, shape `(n_cells,)`.
     study
         Study of each cell, shape `(n_cells,)`.
     """
 
-    tokens: Tokens
+    tokens: Tokens | TokenStore
     names: np.ndarray
     study: np.ndarray
 
@@ -41,6 +43,14 @@ class Corpus:
         held = cell_keys(self.names, seed=rng, purpose="validation") < np.uint64(int(share * 2**64))
         enough = self.tokens.lengths > 1
         return np.flatnonzero(~held & enough), np.flatnonzero(held & enough)
+
+
+def store_corpus(store: TokenStore) -> Corpus:
+    """The cells of a token store; nothing is read into memory but names and studies."""
+    stems = pd.Series(store.column("file"), dtype="category").cat.rename_categories(lambda name: f"{Path(name).stem}/")
+    return Corpus(
+        store, stems.astype(object).to_numpy() + store.names.astype(object), np.asarray(store.column("study"))
+    )
 
 
 def _read(path: Path) -> ad.AnnData:

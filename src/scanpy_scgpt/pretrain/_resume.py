@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt.disk import TokenStore
 from scanpy_scgpt.tokenizer import GeneVocab
 
 logger = get_logger(__name__)
@@ -28,9 +29,13 @@ def identity_of(files: Sequence[Path], vocab: GeneVocab, config: Mapping[str, An
     max_steps = config.pop("max_steps")
     if not config["contrast"]:
         config.pop("max_tokens")
-    sizes = [[path.name, path.stat().st_size] for path in files]
+    sizes = [[path.name, _size_of(path)] for path in files]
     record = {"format": _FORMAT, "config": config, "vocab": vocab.digest, "rng": rng, "files": sizes}
     return json.loads(json.dumps({**record, "max_steps": max_steps}))
+
+
+def _size_of(path: Path) -> int | str:
+    return TokenStore(path).digest if path.is_dir() else path.stat().st_size
 
 
 def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

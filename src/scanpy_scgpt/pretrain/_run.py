@@ -16,8 +16,10 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from scanpy_scgpt._types import Ties
+from scanpy_scgpt._validate import file_paths
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.data import GenerativeBatches
+from scanpy_scgpt.disk import TokenStore
 from scanpy_scgpt.io import Checkpoint, read_checkpoint, write_checkpoint
 from scanpy_scgpt.module import PretrainModule
 from scanpy_scgpt.nn import TransformerConfig
@@ -25,10 +27,12 @@ from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, TokenizerConfig
 from scanpy_scgpt.train import PlanConfig, TrainingPlan
 
 from ._card import model_card
-from ._corpus import Corpus, build_corpus
+from ._corpus import Corpus, build_corpus, store_corpus
 from ._gene_table import coexpression_table
 from ._loop import VALIDATION_STEPS, fit, trained_weights, trainer_of
 from ._resume import checkpoint_to_resume, identity_of, join_metrics, prepare_folder
+
+_COEXPRESSION_CELLS = 100_000  # looked at for the first gene table, and at a time for means
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,10 @@ class PretrainConfig:
 
 
 def run(
-    files: Sequence[str | os.PathLike[str]],
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    vocab: GeneVocab,
+    vocab: GeneVocab | None = None,
     name: str = "pretrained",
     config: PretrainConfig | None = None,
     accelerator: str = "auto",
@@ -134,11 +138,12 @@ def run(
     Parameters
     ----------
     files
-        `.h5ad` files with raw counts (or `.h5mu` with a modality `rna`); `obs["study"]` names the study.
+        `.h5ad` files with raw counts (or `.h5mu` with a modality `rna`); `obs["study"]` names the study. Or one token
+        store that :func:`scanpy_scgpt.pp.tokenize` wrote: its cells stay on disk, whatever their number.
     out
         Folder for `checkpoints/` and `run.json` (to resume), `metrics.csv` and the finished model in `model/`.
     vocab
-        Genes of the model.
+        Genes of the model; may be left out with a token store, which has its own.
     name
         Name of the model.
     config, **changes
@@ -166,7 +171,7 @@ def run(
         there are more processes than cells of a step, or `out` holds checkpoints of another run.
     """
     config = replace(config or PretrainConfig(), **changes)
-    out, files = Path(out), [Path(path) for path in files]
+    out, files = Path(out), file_paths(files)
     started = time.time()
     trainer = trainer_of(
         out,
@@ -180,12 +185,14 @@ def run(
         num_nodes=num_nodes,
     )
     _require_batch(trainer.world_size, config)
-    identity = identity_of(files, vocab, asdict(config), rng=rng)
-    last = checkpoint_to_resume(out, identity, resume=resume)
     tokenizer = TokenizerConfig(
         n_bins=config.n_bins, ties=config.ties, max_length=max(config.max_length, 1200), cls_value=-2.0
     )
-    corpus = build_corpus(files, Tokenizer(vocab, tokenizer), rng=rng)
+    store = _store_of(files, vocab, tokenizer)
+    vocab = vocab if store is None else store.vocab
+    identity = identity_of(files, vocab, asdict(config), rng=rng)
+    last = checkpoint_to_resume(out, identity, resume=resume)
+    corpus = build_corpus(files, Tokenizer(vocab, tokenizer), rng=rng) if store is None else store_corpus(store)
     training, validation = _split(corpus, config, rng=rng)
     shown = _batches(corpus, training, vocab, config, seed=rng)
     held = _batches(corpus, validation, vocab, replace(config, panel_share=0.0), seed=rng + 1)
@@ -213,6 +220,30 @@ def run(
         _write(out / "model", shape, weights, name=name, tokenizer=tokenizer, vocab=vocab, info=info, half=half)
     trainer.strategy.barrier()
     return read_checkpoint(out / "model")
+
+
+def _store_of(files: list[Path], vocab: GeneVocab | None, tokenizer: TokenizerConfig) -> TokenStore | None:
+    """The token store among what was given, None for files of cells."""
+    stores = [path for path in files if path.is_dir() and path.suffix != ".zarr"]
+    if not stores:
+        if vocab is None:
+            msg = "vocab=None: files of cells need a vocabulary (pretrain.build_vocab makes one)."
+            raise ValueError(msg)
+        return None
+    if len(files) > 1:
+        msg = f"{stores[0]} is a token store: give it alone. pp.tokenize([...], out=...) puts several files into one."
+        raise ValueError(msg)
+    store = TokenStore(stores[0])
+    if vocab is not None:
+        store.require_vocab(vocab)
+    there, asked = ((config.n_bins, config.ties) for config in (store.config, tokenizer))
+    if there != asked:
+        msg = (
+            f"{stores[0]} was made with n_bins={there[0]}, ties={there[1]!r}; the run asks for n_bins={asked[0]}, "
+            f"ties={asked[1]!r}. Pass n_bins={there[0]}, ties={there[1]!r} to the run, or tokenise anew."
+        )
+        raise ValueError(msg)
+    return store
 
 
 def _split(corpus: Corpus, config: PretrainConfig, *, rng: int) -> tuple[np.ndarray, np.ndarray]:
@@ -310,13 +341,15 @@ def _plan(corpus: Corpus, training: np.ndarray, vocab: GeneVocab, config: Pretra
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: the weights are drawn there
         module = PretrainModule(shape, contrast=config.contrast, weights=config.weights)
-    groups = pd.factorize(corpus.study[training], sort=True)[0]
+    rng = np.random.default_rng(seed)
+    if len(training) > _COEXPRESSION_CELLS:
+        training = np.sort(rng.choice(training, _COEXPRESSION_CELLS, replace=False))
     table = coexpression_table(
         corpus.tokens.take(training),
-        groups,
+        pd.factorize(corpus.study[training], sort=True)[0],
         n_tokens=len(vocab),
         d_model=config.d_model,
-        rng=np.random.default_rng(seed),
+        rng=rng,
     )
     module.start_from(torch.from_numpy(table), mean_digit=config.n_bins / 2)
     return TrainingPlan(
@@ -336,13 +369,14 @@ def mean_bin_error(corpus: Corpus, training: np.ndarray, validation: GenerativeB
 
     `constant`: the mean digit of the training cells; `per_gene`: the mean digit of each gene there.
     """
-    seen = corpus.tokens.take(training)
-    overall = float(seen.values.mean())
-    n = int(corpus.tokens.gene_ids.max()) + 1
-    count = np.bincount(seen.gene_ids, minlength=n)
-    mean = np.where(
-        count > 0, np.bincount(seen.gene_ids, weights=seen.values, minlength=n) / np.maximum(count, 1), overall
-    )
+    n = validation.n_tokens
+    count, total = np.zeros(n), np.zeros(n)
+    for start in range(0, len(training), _COEXPRESSION_CELLS):
+        seen = corpus.tokens.take(training[start : start + _COEXPRESSION_CELLS])
+        count += np.bincount(seen.gene_ids, minlength=n)
+        total += np.bincount(seen.gene_ids, weights=seen.values, minlength=n)
+    overall = float(total.sum() / count.sum())
+    mean = np.where(count > 0, total / np.maximum(count, 1), overall)
     errors = {"constant": 0.0, "per_gene": 0.0}
     for step in range(VALIDATION_STEPS):
         for batch, shares in zip(*validation[step], strict=True):

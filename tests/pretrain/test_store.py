@@ -1,0 +1,73 @@
+"""Pretraining from a token store: the run of the files it was made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+import scanpy_scgpt as scgpt
+from scanpy_scgpt import pretrain
+
+SMALL = {
+    "d_model": 16,
+    "n_heads": 2,
+    "n_layers": 1,
+    "d_ff": 16,
+    "dropout": 0.0,
+    "max_length": 40,
+    "batch_size": 32,
+    "max_steps": 8,
+    "epoch_steps": 4,
+    "lr": 5e-3,
+    "warmup_steps": 2,
+    "prompt_after": 4,
+    "validation_share": 0.2,
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*GPU available but not used.*"),
+]
+
+
+@pytest.fixture
+def files(counts, tmp_path):
+    """Real cells in two files with different genes; one names its study."""
+    first, second = counts[:300, :600].copy(), counts[300:, 100:].copy()
+    first.obs = pd.DataFrame({"study": ["Zheng 2017"] * 300}, index=first.obs_names)
+    for part, name in ((first, "a"), (second, "b")):
+        part.X = sparse.csr_matrix(part.X).astype(np.int32)
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    return [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
+
+
+@pytest.fixture
+def store(files, vocab, tmp_path):
+    return scgpt.pp.tokenize(files, vocab, ties="mid", min_genes=1, out=tmp_path / "cells.tokens")
+
+
+def test_a_store_trains_as_its_files_do(files, store, vocab, tmp_path):
+    from_files = pretrain.run(files, tmp_path / "files", vocab=vocab, accelerator="cpu", **SMALL)
+    from_store = pretrain.run(store, tmp_path / "store", accelerator="cpu", **SMALL)
+    assert from_store.info["studies"] == from_files.info["studies"] == {"Zheng 2017": 300, "b": 400}
+    assert from_store.info["losses"] == from_files.info["losses"]
+    assert from_store.info["mean_bin_mse"] == pytest.approx(from_files.info["mean_bin_mse"])
+    for name, tensor in from_files.weights.items():
+        torch.testing.assert_close(from_store.weights[name], tensor, rtol=0, atol=0)
+    again = pretrain.run(store, tmp_path / "store", accelerator="cpu", **SMALL)
+    assert again.info["losses"] == from_store.info["losses"], "the run is known again by the store"
+
+
+def test_stores_that_do_not_fit(files, store, vocab, tmp_path):
+    with pytest.raises(ValueError, match=r"is a token store: give it alone. pp.tokenize\(\[...\], out=...\)"):
+        pretrain.run([store, files[0]], tmp_path / "out", **SMALL)
+    with pytest.raises(ValueError, match=r"made with n_bins=51, ties='mid'; the run asks for n_bins=31, ties='mid'"):
+        pretrain.run(store, tmp_path / "out", n_bins=31, **SMALL)
+    other = scgpt.tokenizer.GeneVocab(vocab.genes[:100])
+    with pytest.raises(ValueError, match="vocabulary"):
+        pretrain.run(store, tmp_path / "out", vocab=other, **SMALL)
+    with pytest.raises(ValueError, match="vocab=None: files of cells need a vocabulary"):
+        pretrain.run(files, tmp_path / "out", **SMALL)

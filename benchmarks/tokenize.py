@@ -181,8 +181,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files", nargs="+", default=FILES, help="files of the folder SCANPY_SCGPT_DATA")
     parser.add_argument("--rival", default=os.environ.get("SCGPT_RIVAL"), help="folder with the released package")
+    parser.add_argument("--quick", action="store_true", help="one file, 2 rounds, two vocabularies for the rival")
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[2000, 4000, 8000], help="sizes for the rival")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.quick:
+        args.files, args.rounds, args.vocabularies = args.files[:1], 2, [2000, 4000]
+    return args
 
 
 def main() -> int:

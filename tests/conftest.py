@@ -85,6 +85,19 @@ def counts(_shipped_cells: ad.AnnData) -> ad.AnnData:
 
 
 @pytest.fixture(scope="session")
+def write_cells() -> Callable[[ad.AnnData, Path], Path]:
+    """Function: write an AnnData to `.h5ad` or `.zarr` (format 3)."""
+
+    def write(adata: ad.AnnData, path: Path) -> Path:
+        with warnings.catch_warnings(), ad.settings.override(zarr_write_format=3):
+            warnings.simplefilter("ignore")  # about defaults of the next release of anndata
+            adata.write_h5ad(path) if path.suffix == ".h5ad" else adata.write_zarr(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def vocab(_shipped_cells: ad.AnnData) -> GeneVocab:
     """Two of three genes of the cells, and some that they do not have."""
     names = [name for i, name in enumerate(_shipped_cells.var_names) if i % 3 < 2]

@@ -117,10 +117,12 @@ def test_no_positional_switches(function: Callable):
 
 @each_function
 def test_anndata_comes_first_and_is_called_adata(function: Callable):
-    takers = [p.name for p in parameters(function) if "AnnData" in str(p.annotation)]
-    assert takers in ([], ["adata"])
+    """Or `data`, where it may be a file too."""
+    takers = {p.name: str(p.annotation) for p in parameters(function) if "AnnData" in str(p.annotation)}
     if takers:
-        assert parameters(function)[0].name == "adata"
+        ((name, annotation),) = takers.items()
+        assert name == ("data" if "PathLike" in annotation else "adata")
+        assert parameters(function)[0].name == name
 
 
 @each_function

@@ -11,12 +11,13 @@ from ._version import __version__
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from . import baselines, io, metrics, model, models, nn, pl, pp, pretrain, tl, tokenizer
+    from . import baselines, disk, io, metrics, model, models, nn, pl, pp, pretrain, tl, tokenizer
 
-_LAZY = ("baselines", "io", "metrics", "model", "models", "nn", "pl", "pp", "pretrain", "tl", "tokenizer")
+_LAZY = ("baselines", "disk", "io", "metrics", "model", "models", "nn", "pl", "pp", "pretrain", "tl", "tokenizer")
 __all__ = [
     "__version__",
     "baselines",
+    "disk",
     "io",
     "metrics",
     "model",

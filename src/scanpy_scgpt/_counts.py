@@ -56,6 +56,20 @@ class _Seen:
         return self.whole and self.n_bad == 0 and self.minimum >= 0
 
 
+def _is_fine(values: np.ndarray) -> bool:
+    """True without NaN, infinite and negative values; two passes, nothing allocated."""
+    return values.size == 0 or bool(values.min() >= 0 and values.max() < np.inf)
+
+
+def by_columns_text(where: str) -> str:
+    """What is said of a matrix on disk that cannot be read by rows."""
+    return (
+        f"{where} lies on disk by columns (CSC), cells cannot be read from it one block at a time. "
+        "When it is larger than the memory: scanpy_scgpt.disk.rewrite(path, out). "
+        "Rewrite it by rows: a = adata.to_memory(); a.X = a.X.tocsr(); a.write_h5ad(path)."
+    )
+
+
 @dataclass
 class CountSource:
     """One matrix of an AnnData, read by rows.
@@ -77,11 +91,7 @@ class CountSource:
     def __post_init__(self) -> None:
         if getattr(self.matrix, "format", None) == "csc":
             if not sparse.issparse(self.matrix):
-                msg = (
-                    f"{self.where} lies on disk by columns (CSC), cells cannot be read from it one block at a time. "
-                    "Rewrite it by rows: a = adata.to_memory(); a.X = a.X.tocsr(); a.write_h5ad(path)."
-                )
-                raise ValueError(msg)
+                raise ValueError(by_columns_text(self.where))
             self.matrix = self.matrix.tocsr()
 
     @property
@@ -96,18 +106,41 @@ class CountSource:
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows `start:stop` as a CSR matrix with sorted columns; refuses NaN and negative values."""
-        block = self._slice(start, stop)
+        if hasattr(self.matrix, "take_looked_at"):
+            return self.take_blocks(np.array([start]), np.array([min(stop, self.n_obs)]))
+        return self._checked(self._slice(start, stop))
+
+    def take_blocks(self, starts: np.ndarray, stops: np.ndarray) -> sparse.csr_matrix:
+        """Rows of several ranges, one after another in the order asked for; as :meth:`rows`.
+
+        Parameters
+        ----------
+        starts, stops
+            First rows, and rows after the last ones, of the ranges; int, shape `(n_ranges,)`.
+        """
+        if hasattr(self.matrix, "take_looked_at"):
+            block, is_fine = self.matrix.take_looked_at(starts, stops)
+            return self._checked(block, is_fine=is_fine)
+        parts = [self.rows(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)]
+        empty = sparse.csr_matrix((0, self.matrix.shape[1]), dtype=parts[0].dtype if parts else self.matrix.dtype)
+        return parts[0] if len(parts) == 1 else sparse.vstack([*parts, empty], format="csr")
+
+    def _checked(self, block: Any, *, is_fine: bool = False) -> sparse.csr_matrix:  # noqa: ANN401: any matrix
         if block.dtype == np.float16:
             block = block.astype(np.float32)  # scipy has no sparse half precision
         block = sparse.csr_matrix(block)
         if not block.has_canonical_format:  # unsorted, or an entry in parts
             block = block.copy()  # a slice shares its values with the matrix of the user
             block.sum_duplicates()
-        if self.on_disk:
-            seen = _Seen()
-            seen.add(block.data)
-            self._refuse(seen)
+        if self.on_disk and not is_fine and not _is_fine(block.data):
+            self.check_values(block.data)
         return block
+
+    def check_values(self, values: np.ndarray) -> None:
+        """Refuse NaN, infinite and negative values among those of a block."""
+        seen = _Seen()
+        seen.add(values)
+        self._refuse(seen)
 
     def _slice(self, start: int, stop: int) -> Any:  # noqa: ANN401: any matrix
         block = self.matrix[start:stop]
@@ -133,6 +166,10 @@ class CountSource:
         for values in self._blocks():
             seen.add(values)
         return seen
+
+    def check(self) -> None:
+        """Refuse NaN and negative values among those looked at (all of a matrix in memory)."""
+        self._refuse(self.seen)
 
     def _refuse(self, seen: _Seen) -> None:
         if seen.n_bad:

@@ -33,5 +33,7 @@ class EmbedKeys:
         return cls() if key_added is None else cls(obsm=key_added, uns=f"embed_{key_added}")
 
 
+FILE = "scgpt_file"
+"""`.obs` column of a result over several files: which file a cell is of."""
 TOKENIZE = TokenizeKeys()
 EMBED = EmbedKeys()

@@ -10,3 +10,7 @@ Select = Literal["random", "top"]
 """Which genes of a cell enter when it has more than the context holds."""
 Pooling = Literal["cls", "mean", "weighted"]
 """How token vectors become a cell vector."""
+Precision = Literal["auto", "fp32", "bf16"]
+"""Number type of the network's products."""
+Backend = Literal["auto", "torch", "openvino"]
+"""What runs the network."""

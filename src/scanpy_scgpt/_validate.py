@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._keys import UNS
@@ -81,3 +83,22 @@ def seed_of(rng: object) -> int:
         return int(np.random.default_rng().integers(2**63))
     msg = f"rng={rng!r}: use an integer seed, a numpy.random.Generator, or None for a new draw."
     raise TypeError(msg)
+
+
+def file_paths(data: object) -> list[Path] | None:
+    """Paths out of what a verb was given, None when it is no path.
+
+    Raises
+    ------
+    ValueError
+        For an empty list, or one path twice.
+    """
+    given = list(data) if isinstance(data, list | tuple) else [data]
+    if not all(isinstance(path, str | os.PathLike) for path in given):
+        return None
+    paths = [Path(path) for path in given]
+    if not paths or len(set(paths)) < len(paths):
+        twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+        msg = f"Give each file once: {twice[0]} is there twice." if twice else "The list of files is empty."
+        raise ValueError(msg)
+    return paths

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scanpy_scgpt import io
-from scanpy_scgpt.model import Embedder, choose_device
+from scanpy_scgpt.model import Embedder, _devices, _engines, _workers, choose_device
 from scanpy_scgpt.module import initial_weights
 from scanpy_scgpt.nn import CellTransformer, TransformerConfig, pool
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig, Tokens
@@ -113,3 +113,146 @@ def test_weights_are_never_random():
     broken = io.Checkpoint("x", checkpoint.transformer, checkpoint.tokenizer, VOCAB, weights)
     with pytest.raises(io.CheckpointMismatchError, match="6 of 12 attention tensors"):
         Embedder(broken, device="cpu")
+
+
+class _Small:
+    """An encoder with room for `room` tokens: the real one behind an error."""
+
+    def __init__(self, encoder, room, error):
+        self.encoder, self.room, self.error, self.sizes = encoder, room, error, []
+
+    def packed(self, gene_ids, digits, starts, longest):
+        self.sizes.append((len(starts) - 1) * longest)
+        if len(gene_ids) > self.room:
+            raise self.error
+        return self.encoder.packed(gene_ids, digits, starts, longest)
+
+
+OUT_OF_MEMORY = {
+    "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    "python": MemoryError("no room"),
+}
+
+
+def _with_room(room, error, **options):
+    embedder = Embedder(_checkpoint(), **{"device": "cpu", **options})
+    for engine in embedder.engines:
+        engine.encoder = _Small(engine.encoder, room, error)
+    return embedder
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_batch_that_does_not_fit_is_halved(tokens, caplog, monkeypatch, error, ahead):
+    expected = Embedder(_checkpoint(), device="cpu").embed_tokens(tokens)
+    embedder = _with_room(150, OUT_OF_MEMORY[error])
+    for engine in embedder.engines:
+        monkeypatch.setattr(engine, "collate_ahead", ahead)
+    with caplog.at_level("WARNING", logger="scanpy_scgpt"):
+        for _ in range(2):
+            np.testing.assert_allclose(embedder.embed_tokens(tokens), expected, atol=1e-5)
+    (record,) = caplog.records
+    assert "does not fit into memory: going on with at most" in record.getMessage()
+    assert "max_tokens=" in record.getMessage()
+    small = embedder.engines[0].encoder
+    assert embedder.max_tokens == 4096  # what was asked for
+    failed = [size for size in small.sizes if size > 150]
+    assert len(failed) < 12  # later batches, those of the second call too, are small from the start
+
+
+def test_a_cell_that_does_not_fit(tokens):
+    embedder = _with_room(50, OUT_OF_MEMORY["cuda"])
+    text = r"A single cell of 60 tokens does not fit into memory \(CUDA out of memory.*max_length=30"
+    with pytest.raises(MemoryError, match=text):
+        embedder.embed_tokens(tokens)
+
+
+@pytest.mark.parametrize("n_devices", [1, 2])
+def test_other_errors_come_through(tokens, n_devices):
+    with pytest.raises(RuntimeError, match="something else"):
+        _with_room(50, RuntimeError("something else"), device=["cpu"] * n_devices).embed_tokens(tokens)
+
+
+def test_devices_share_the_cells(tokens):
+    expected = Embedder(_checkpoint(), device="cpu").embed_tokens(tokens)
+    embedder = Embedder(_checkpoint(), device=["cpu", "cpu"], max_tokens=100)
+    assert len({id(engine.encoder) for engine in embedder.engines}) == 2
+    np.testing.assert_allclose(embedder.embed_tokens(tokens), expected, atol=1e-6 * np.abs(expected).max())
+    assert embedder.record()["device"] == "cpu,cpu"
+
+
+def test_every_gpu_is_taken(monkeypatch):
+    monkeypatch.setattr(_devices, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert list(map(str, _devices.choose_devices("cuda"))) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert list(map(str, _devices.choose_devices("cuda:1"))) == ["cuda:1"]
+    with pytest.raises(ValueError, match=r"device=\[\]: name at least one device"):
+        _devices.choose_devices([])
+
+
+def test_blocks_are_made_ahead_in_order():
+    assert list(_workers.ahead(iter("abc"))) == ["a", "b", "c"]
+
+    def broken():
+        yield "a"
+        raise ValueError("of the block")
+
+    blocks = _workers.ahead(broken())
+    assert next(blocks) == "a"
+    with pytest.raises(ValueError, match="of the block"):
+        next(blocks)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted"])
+def test_half_precision(tokens, pooling):
+    exact = Embedder(_checkpoint(), device="cpu", pooling=pooling)
+    half = Embedder(_checkpoint(), device="cpu", pooling=pooling, precision="bf16")
+    a, b = (embedder.embed_blocks([tokens], n_obs=80) for embedder in (exact, half))
+    assert b.dtype == np.float32
+    assert (a * b).sum(1).min() >= 0.999
+    assert np.abs(a - b).max() > 0
+    assert (exact.record()["precision"], half.record()["precision"]) == ("fp32", "bf16")
+    ids = np.array([1, -1, 4])
+    np.testing.assert_array_equal(half.gene_vectors(ids), exact.gene_vectors(ids))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({0: (9, 0), 1: (8, 0)}, "bf16"), ({0: (9, 0), 1: (7, 5)}, "fp32")]
+)
+def test_precision_that_suits_the_gpus(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    gpus = [torch.device("cuda", i) for i in capabilities]
+    assert _devices.choose_precision("auto", gpus) == expected
+    assert _devices.choose_precision("fp32", gpus) == "fp32"
+    assert _devices.choose_precision("auto", [torch.device("cpu")]) == "fp32"
+
+
+def test_layout_that_suits_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    encoder, cuda = Embedder(_checkpoint(), device="cpu").encoder, torch.device("cuda", 0)
+    assert _engines.is_packed(torch.device("cpu"), torch.float32, encoder)
+    assert _engines.is_packed(cuda, torch.bfloat16, encoder)
+    assert not _engines.is_packed(cuda, torch.float32, encoder)
+    assert not _engines.is_packed(torch.device("mps"), torch.bfloat16, encoder)
+
+
+def test_padded_batches_give_the_same(tokens):
+    embedder = Embedder(_checkpoint(), device="cpu", max_tokens=200)
+    expected = embedder.embed_tokens(tokens)
+    for engine in embedder.engines:
+        engine.packed, engine.max_padding = False, 0.1
+    np.testing.assert_allclose(embedder.embed_tokens(tokens), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"precision": "fp16"}, r"precision='fp16': use one of 'auto', 'fp32', 'bf16'; did you mean 'bf16'"),
+        ({"backend": "onnx"}, r"backend='onnx': use one of 'auto', 'torch', 'openvino'"),
+        ({"max_tokens": 0}, r"max_tokens=0: at least 1; leave it out"),
+    ],
+)
+def test_bad_options(options, text):
+    with pytest.raises(ValueError, match=text):
+        Embedder(_checkpoint(), device="cpu", **options)

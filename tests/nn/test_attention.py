@@ -1,12 +1,21 @@
-"""Generative attention against a dense mask."""
+"""Generative attention against a dense mask; packed cells against cells alone."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from scanpy_scgpt.nn import SelfAttention, generative_attention
+from scanpy_scgpt.nn import (
+    Segments,
+    SelfAttention,
+    _packed,
+    generative_attention,
+    has_packed_kernel,
+    packed_attention,
+)
 from scanpy_scgpt.nn._attention import _known_plus_self_portable
 
 
@@ -78,3 +87,103 @@ def test_projection_of_unknown_tokens_can_be_left_out():
     legacy = attention.generative(x, 5, None, project_unknown=False)
     torch.testing.assert_close(whole[:, :5], legacy[:, :5])
     torch.testing.assert_close(whole[:, 5:], attention.out_proj(legacy[:, 5:]))
+
+
+def _segments(lengths):
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    return Segments(starts.to(torch.int32), max(lengths))
+
+
+@pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [7, 7, 3, 1, 7], [1, 270, 40]])
+@pytest.mark.parametrize("n_heads", [2, 4])
+def test_packed_cells_see_themselves_alone(lengths, n_heads):
+    torch.manual_seed(0)
+    attention, cells = SelfAttention(d_model=64, n_heads=n_heads, dropout=0.0), _segments(lengths)
+    x = torch.randn(sum(lengths), 64)
+    with torch.no_grad():
+        torch.nn.init.normal_(attention.in_proj.bias)
+        got = attention.packed(x, cells)
+        expected = torch.cat([attention(part[None], None)[0] for part in x.split(lengths)])
+        padded, padding = cells.pad(x)
+        masked = attention(padded, padding)[~padding]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got, masked, atol=1e-5, rtol=0)
+
+
+def test_padding_of_segments():
+    padded, padding = _segments([2, 1, 3]).pad(torch.arange(1, 7))
+    assert padded.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
+    assert padding.tolist() == [[False, False, True], [False, True, True], [False, False, False]]
+
+
+class _OnCuda:
+    """Stands in for a tensor on a GPU where only the device is asked for."""
+
+    device = torch.device("cuda", 0)
+
+
+def test_one_kernel_for_all_cells_on_cuda(monkeypatch):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    given = []
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *arguments: given.append(arguments) or "attended")
+    cells = _segments([3, 5])
+    assert packed_attention(_OnCuda(), "k", "v", cells) == "attended"
+    (_, k, v, starts, starts_of_keys, longest, longest_of_keys) = given[0]
+    assert (k, v, longest, longest_of_keys) == ("k", "v", 5, 5)
+    assert starts is starts_of_keys
+    assert starts.dtype == torch.int32
+    assert starts.tolist() == [0, 3, 8]
+
+
+def test_arguments_fit_the_kernel():
+    """The kernel is called as its signature wants it; shapes are worked out without a GPU."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    q = torch.empty(8, 2, 16, dtype=torch.bfloat16, device="meta")
+    cells = _segments([3, 5])
+    starts = cells.starts.to("meta")
+    assert _packed._kernel() is varlen.varlen_attn
+    assert packed_attention(q, q, q, cells._replace(starts=starts)).shape == q.shape
+
+
+def test_operator_of_older_releases(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert _packed._kernel() is _packed._flash_forward
+    names = [argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments]
+    order = ["query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"]
+    assert names[:9] == order
+    assert names[9] == "return_debug_mask"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "d_head", "capability", "expected"),
+    [
+        ("cpu", torch.bfloat16, 64, (9, 0), False),
+        ("cuda", torch.float32, 64, (9, 0), False),
+        ("cuda", torch.bfloat16, 64, (9, 0), True),
+        ("cuda", torch.bfloat16, 64, (7, 5), False),
+        ("cuda", torch.bfloat16, 12, (9, 0), False),
+        ("cuda", torch.float16, 264, (9, 0), False),
+    ],
+)
+def test_where_the_kernel_is(monkeypatch, device, dtype, d_head, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert has_packed_kernel(torch.device(device), dtype, d_head) is expected
+
+
+def test_packed_form_on_cuda_takes_the_kernel(monkeypatch):
+    """The branch for a GPU, on a device without numbers: shapes and types that reach the kernel."""
+    seen = {}
+
+    def kernel(q, k, v, *where):
+        seen.update(shapes=[x.shape for x in (q, k, v)], dtypes={x.dtype for x in (q, k, v)}, where=where)
+        return torch.empty_like(q)
+
+    monkeypatch.setattr(_packed, "_kernel", lambda: kernel)
+    with torch.device("meta"):
+        attention = SelfAttention(d_model=64, n_heads=4, dropout=0.0).bfloat16()
+        x = torch.empty(8, 64, dtype=torch.bfloat16)
+    out = attention.packed(x, _segments([3, 5]))
+    assert out.shape == x.shape
+    assert seen["shapes"] == [(8, 4, 16)] * 3
+    assert seen["dtypes"] == {torch.bfloat16}
+    assert seen["where"][2:] == (5, 5)

@@ -17,8 +17,41 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="embed the PBMC cells that scanpy ships; figure, h5ad and summary")
     demo.add_argument("--out", type=Path, default=Path("scgpt_demo"), help="folder for the results (scgpt_demo)")
     demo.add_argument("--model", help="name or folder of a checkpoint (the bundled model)")
+    embed = commands.add_parser("embed", help="embed the cells of files; goes on where a killed run was")
+    embed.add_argument("files", nargs="+", type=Path, help=".h5ad, .zarr or .h5mu files")
+    embed.add_argument("--out", type=Path, required=True, help="file of the result, .zarr or .h5ad")
+    embed.add_argument("--model", help="name or folder of a checkpoint (the bundled model)")
+    embed.add_argument("--layer", help="layer with the counts")
+    embed.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, cuda:1, ... (auto)")
+    embed.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(auto)")
+    embed.add_argument("--shard", type=_shard, metavar="WHICH/OF", help="share of the cells, such as 0/4 to 3/4")
+    embed.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
     commands.add_parser("models", help="list the models that are there")
     return parser
+
+
+def _shard(text: str) -> tuple[int, int]:
+    which, slash, of = text.partition("/")
+    if not (slash and which.isdecimal() and of.isdecimal()):
+        msg = f"{text!r}: write WHICH/OF, counted from 0, such as 0/4"
+        raise argparse.ArgumentTypeError(msg)
+    return int(which), int(of)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from scanpy_scgpt import tl
+
+    path = tl.embed(
+        args.files,
+        args.model,
+        layer=args.layer,
+        device=args.device,
+        precision=args.precision,
+        out=args.out,
+        overwrite=args.overwrite,
+        shard=args.shard,
+    )
+    print(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ._demo import demo
 
             print(demo(args.out, model=args.model))
+        elif args.command == "embed":
+            _embed(args)
         else:
             from scanpy_scgpt import models
 

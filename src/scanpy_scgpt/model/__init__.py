@@ -1,6 +1,18 @@
 """Models: data in, arrays out."""
 
 from ._cells import CellTokens
-from ._inference import Embedder, choose_device
+from ._dask import active_client, embed_on_workers
+from ._devices import choose_device
+from ._files import BLOCK_ROWS, CellFiles, embed_files
+from ._inference import Embedder
 
-__all__ = ["CellTokens", "Embedder", "choose_device"]
+__all__ = [
+    "BLOCK_ROWS",
+    "CellFiles",
+    "CellTokens",
+    "Embedder",
+    "active_client",
+    "choose_device",
+    "embed_files",
+    "embed_on_workers",
+]

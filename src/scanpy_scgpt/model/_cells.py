@@ -9,13 +9,32 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scgpt._counts import choose_counts
+from scanpy_scgpt.disk import as_cells
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import GeneTable, Tokenizer, TokenizerConfig, Tokens, match_genes, require_enough
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scanpy_scgpt.disk import CellFile
+
 BLOCK = 2048  # cells read, tokenised and sorted by length at a time
+
+
+class CellNames:
+    """Names of cells, read by ranges: `names[start:stop]`; those of a file are not held."""
+
+    def __init__(self, cells: AnnData | CellFile) -> None:
+        self._cells = cells
+
+    def __len__(self) -> int:
+        return self._cells.n_obs
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if hasattr(self._cells, "names"):
+            start, stop, _ = rows.indices(len(self))
+            return self._cells.names(start, stop)
+        return np.asarray(self._cells.obs_names[rows])
 
 
 class CellTokens:
@@ -24,7 +43,7 @@ class CellTokens:
     Parameters
     ----------
     adata
-        Cells, shape `(n_obs, n_vars)`; not changed.
+        Cells, shape `(n_obs, n_vars)`, or a file of them (:class:`scanpy_scgpt.disk.CellFile`); not changed.
     checkpoint
         Whose vocabulary to use.
     config
@@ -40,6 +59,8 @@ class CellTokens:
         The matrix that is read.
     match
         What each gene became.
+    names
+        Names of the cells, read by ranges.
     empty
         True for a cell without any gene of the vocabulary, shape `(n_obs,)`; filled while iterating.
     n_cut
@@ -48,7 +69,7 @@ class CellTokens:
 
     def __init__(
         self,
-        adata: AnnData,
+        adata: AnnData | CellFile,
         checkpoint: Checkpoint,
         config: TokenizerConfig,
         *,
@@ -60,8 +81,8 @@ class CellTokens:
         seed: int = 0,
     ) -> None:
         self.checkpoint, self.config, self.seed = checkpoint, config, seed
-        self.names = adata.obs_names.to_numpy()
-        self.source = choose_counts(adata, layer=layer, use_raw=use_raw)
+        self.names = CellNames(adata)
+        self.source = choose_counts(as_cells(adata), layer=layer, use_raw=use_raw)
         table = None if gene_table is None else GeneTable(gene_table)
         columns = self.source.gene_columns(gene_symbols)
         self.match = match_genes(self.source.var.index, checkpoint.vocab, columns=columns, gene_table=table)
@@ -70,18 +91,31 @@ class CellTokens:
         self.empty = np.zeros(self.source.n_obs, dtype=bool)
         self.n_cut = 0
 
-    def block(self, start: int, stop: int) -> Tokens:
-        """Tokens of the rows `start:stop`."""
-        names = self.names[start:stop]
+    def encode(self, start: int, stop: int) -> tuple[Tokens, np.ndarray]:
+        """Tokens of the rows `start:stop`, and the number of genes of each before the cut."""
         counts = self.source.rows(start, stop)
-        tokens, whole = self.tokenizer.encode_counted(counts, self.match.ids, names, seed=self.seed)
+        return self.tokenizer.encode_counted(counts, self.match.ids, self.names[start:stop], seed=self.seed)
+
+    def block(self, start: int, stop: int) -> Tokens:
+        """Tokens of the rows `start:stop`; counts empty and cut cells."""
+        tokens, whole = self.encode(start, stop)
         self.empty[start:stop] = tokens.lengths == 0
         self.n_cut += int((tokens.lengths < whole).sum())
         return tokens
 
+    def row_blocks(self) -> Iterator[tuple[int, int]]:
+        """Bounds of the blocks of rows; of a dask array its own blocks, so that each is computed once."""
+        chunks = getattr(self.source.matrix, "chunks", None)
+        own = chunks[0] if hasattr(self.source.matrix, "dask") else None
+        ends = np.cumsum(own) if own else np.arange(BLOCK, self.source.n_obs + BLOCK, BLOCK)
+        start = 0
+        for stop in np.minimum(ends, self.source.n_obs).tolist():
+            yield start, stop
+            start = stop
+
     def __iter__(self) -> Iterator[Tokens]:
-        for start in range(0, self.source.n_obs, BLOCK):
-            yield self.block(start, min(start + BLOCK, self.source.n_obs))
+        for start, stop in self.row_blocks():
+            yield self.block(start, stop)
 
     def record(self) -> dict[str, Any]:
         """Where the tokens come from, as kept in `.uns`."""

@@ -8,13 +8,15 @@ computed for the `<cls>` query alone, without forming keys and values (`q . (W_k
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanpy_scgpt._types import Pooling
-from scanpy_scgpt.nn import CategoryValueEncoder, CellTransformer, EncoderLayer, TransformerConfig, pool
+from scanpy_scgpt.nn import CategoryValueEncoder, CellTransformer, EncoderLayer, Segments, TransformerConfig, pool
 
 
 class CellEncoder(nn.Module):
@@ -39,22 +41,31 @@ class CellEncoder(nn.Module):
         self.cls_only = pooling == "cls" and config.norm_scheme == "post"
 
     @torch.no_grad()
-    def prepare(self) -> CellEncoder:
-        """Make the lookup tables from the weights as they are now, and switch to evaluation."""
+    def prepare(self, dtype: torch.dtype = torch.float32) -> CellEncoder:
+        """Make the lookup tables from the weights as they are now, and switch to evaluation.
+
+        Parameters
+        ----------
+        dtype
+            Type of the layers and tables. Tables are computed before they are rounded; norms, softmax and pooling
+            accumulate in float32 whatever the type.
+        """
         self.eval()
         encoder = self.transformer.encoder
         digits = torch.arange(self.n_bins + 1, dtype=torch.float32)
         digits[-1] = self.cls_value  # the last row is <cls>
         if isinstance(encoder.values, CategoryValueEncoder) and self.cls_value < 0:
             digits[-1] = self.n_bins  # negative marks have their own rows there
+        value_table = None if encoder.values is None else encoder.values(digits).to(dtype)
         self.register_buffer("digits", digits, persistent=False)
-        self.register_buffer("gene_table", encoder.genes.table(), persistent=False)
-        self.register_buffer("value_table", encoder.values and encoder.values(digits), persistent=False)
+        self.register_buffer("gene_table", encoder.genes.table().to(dtype), persistent=False)
+        self.register_buffer("value_table", value_table, persistent=False)
+        self.transformer.layers.to(dtype)
         return self
 
     @torch.inference_mode()
     def forward(self, gene_ids: Tensor, digits: Tensor, padding: Tensor | None) -> Tensor:
-        """Encode cells.
+        """Encode padded cells.
 
         Parameters
         ----------
@@ -67,20 +78,57 @@ class CellEncoder(nn.Module):
 
         Returns
         -------
-        (batch, d_model), not scaled.
+        (batch, d_model) float32, not scaled.
         """
+        return self.trace(gene_ids, digits, padding)
+
+    def trace(self, gene_ids: Tensor, digits: Tensor, padding: Tensor | None = None) -> Tensor:
+        """:meth:`forward` in the mode of the caller, so that it can be traced."""
+        x = self._run(self._enter(gene_ids, digits), lambda layer, x: layer(x, padding))
+        return self._leave(x, digits, padding)
+
+    @torch.inference_mode()
+    def packed(self, gene_ids: Tensor, digits: Tensor, starts: Tensor, longest: int) -> Tensor:
+        """Encode cells that stand one after another, nothing padded.
+
+        Parameters
+        ----------
+        gene_ids, digits
+            (n_tokens,) int32 or int64, `<cls>` first in each cell; its digit is `n_bins`.
+        starts
+            (n_cells + 1,) int32: cell `i` has the tokens `starts[i]:starts[i + 1]`.
+        longest
+            The largest length.
+
+        Returns
+        -------
+        (n_cells, d_model) float32, not scaled.
+        """
+        cells = Segments(starts, longest)
+        attend = {layer: partial(layer.attention.packed, cells=cells) for layer in self.transformer.layers}
+        x = self._run(self._enter(gene_ids, digits), lambda layer, x: layer.mix(x, attend[layer]))
+        x, padding = cells.pad(x)
+        return self._leave(x, cells.pad(digits)[0], padding)
+
+    def _enter(self, gene_ids: Tensor, digits: Tensor) -> Tensor:
+        """Vectors of tokens, (..., d_model)."""
         x = F.embedding(gene_ids, self.gene_table)
         if self.value_table is None:
-            x = x * self.digits[digits].unsqueeze(-1).to(x.dtype)
-        else:
-            x = x + F.embedding(digits, self.value_table)
+            return (x * self.digits[digits].unsqueeze(-1)).to(x.dtype)
+        return x + F.embedding(digits, self.value_table)
+
+    def _run(self, x: Tensor, step: Callable[[EncoderLayer, Tensor], Tensor]) -> Tensor:
+        """All layers, or all but the last when that one is done for `<cls>` alone."""
         layers = self.transformer.layers
         for layer in layers[:-1] if self.cls_only else layers:
-            x = layer(x, padding)
+            x = step(layer, x)
+        return x
+
+    def _leave(self, x: Tensor, digits: Tensor, padding: Tensor | None) -> Tensor:
+        """Token vectors (batch, length, d_model) to cell vectors (batch, d_model) float32."""
         if self.cls_only:
-            return _cls_of_layer(layers[-1], x, padding)
-        values = self.digits[digits].to(x.dtype)
-        return pool(x, how=self.pooling, padding=padding, values=values)
+            return _cls_of_layer(self.transformer.layers[-1], x, padding).float()
+        return pool(x.float(), how=self.pooling, padding=padding, values=self.digits[digits])
 
 
 def _cls_of_layer(layer: EncoderLayer, x: Tensor, padding: Tensor | None) -> Tensor:

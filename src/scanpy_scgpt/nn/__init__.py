@@ -5,6 +5,8 @@ from ._config import TransformerConfig
 from ._embeddings import CategoryValueEncoder
 from ._heads import CellToGeneHead, ClassHead, Expression, ExpressionHead
 from ._layers import EncoderLayer, FeedForward
+from ._linear import Linear
+from ._packed import Segments, has_packed_kernel, packed_attention
 from ._pooling import POOLINGS, pool
 from ._transformer import CellTransformer
 
@@ -18,8 +20,12 @@ __all__ = [
     "Expression",
     "ExpressionHead",
     "FeedForward",
+    "Linear",
+    "Segments",
     "SelfAttention",
     "TransformerConfig",
     "generative_attention",
+    "has_packed_kernel",
+    "packed_attention",
     "pool",
 ]

@@ -1,4 +1,4 @@
-"""Attention: one module, a plain form and a generative form.
+"""Attention: one module, a plain form, a packed form for cells in one row, and a generative form.
 
 Generative form: `known` tokens come first. Every query sees the known keys; an unknown token sees its own key besides.
 It is computed without a `length x length` mask: one call for all queries on the known keys returns the log-sum-exp
@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ._linear import Linear
+from ._packed import Segments, attend_cells, packed_attention
 
 # Private operators: a release of torch may lack them.
 _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -116,8 +119,8 @@ class SelfAttention(nn.Module):
     def __init__(self, *, d_model: int, n_heads: int, dropout: float) -> None:
         super().__init__()
         self.n_heads, self.dropout = n_heads, dropout
-        self.in_proj = nn.Linear(d_model, 3 * d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.in_proj = Linear(d_model, 3 * d_model)
+        self.out_proj = Linear(d_model, d_model)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`x` (batch, length, d_model) -> three times (batch, heads, length, d_head)."""
@@ -129,6 +132,13 @@ class SelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(*self._qkv(x), attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(-2))
+
+    def packed(self, x: Tensor, cells: Segments) -> Tensor:
+        """Forward only, no padding: `x` (n_tokens, d_model), cell after cell -> (n_tokens, d_model)."""
+        if x.device.type == "cpu":
+            return self.out_proj(attend_cells(x, self.in_proj, self.n_heads, cells))
+        qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).unbind(1)
+        return self.out_proj(packed_attention(*qkv, cells).flatten(1))
 
     def generative(self, x: Tensor, n_known: int, known_padding: Tensor | None, *, project_unknown: bool) -> Tensor:
         """Generative form.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._attention import SelfAttention
 from ._config import NormScheme
+from ._linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -16,11 +18,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, d_model: int, d_ff: int, dropout: float) -> None:
         super().__init__()
-        self.linear1, self.linear2 = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        self.linear1, self.linear2 = Linear(d_model, d_ff), Linear(d_ff, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        hidden = self.linear1(x)
+        return self.linear2(self.dropout(F.relu(hidden, inplace=not torch.is_grad_enabled())))
 
 
 class EncoderLayer(nn.Module):
@@ -46,11 +49,18 @@ class EncoderLayer(nn.Module):
     def mix(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """Residuals and norms around any form of attention."""
         if self.scheme == "pre":
-            x = x + self.dropout(attend(self.norm1(x)))
-            return x + self.dropout(self.feed_forward(self.norm2(x)))
+            x = self._add(x, attend(self.norm1(x)))
+            return self._add(x, self.feed_forward(self.norm2(x)))
         if self.scheme == "legacy_pre":
             x = self.norm1(x)
-            x = self.norm2(x + self.dropout(attend(x)))
-            return x + self.dropout(self.feed_forward(x))
-        x = self.norm1(x + self.dropout(attend(x)))
-        return self.norm2(x + self.dropout(self.feed_forward(x)))
+            x = self.norm2(self._add(x, attend(x)))
+            return self._add(x, self.feed_forward(x))
+        x = self.norm1(self._add(x, attend(x)))
+        return self.norm2(self._add(x, self.feed_forward(x)))
+
+    def _add(self, x: Tensor, part: Tensor) -> Tensor:
+        """`x` plus what a part of the layer adds to it."""
+        part = self.dropout(part)
+        if torch.is_grad_enabled() or part.dtype != x.dtype:
+            return x + part
+        return part.add_(x)  # fresh memory costs more than the sum

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +17,9 @@ from scanpy_scgpt._keys import TOKENIZE, UNS
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._progress import track
 from scanpy_scgpt._types import Ties
-from scanpy_scgpt._validate import check_anndata, copied, seed_of
+from scanpy_scgpt._validate import check_anndata, copied, file_paths, seed_of
 from scanpy_scgpt._version import __version__
+from scanpy_scgpt.disk import as_cells
 from scanpy_scgpt.tokenizer import (
     GeneMatch,
     GeneTable,
@@ -26,9 +30,9 @@ from scanpy_scgpt.tokenizer import (
     require_enough,
 )
 
-if TYPE_CHECKING:
-    import os
+from ._tokenize_files import check_place, open_files, tokenize_to_file
 
+if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = get_logger(__name__)
@@ -36,7 +40,7 @@ _BLOCK = 4096  # cells binned at a time
 
 
 def tokenize(
-    adata: AnnData,
+    data: AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     model: str | os.PathLike[str] | GeneVocab | None = None,
     *,
     layer: str | None = None,
@@ -47,19 +51,25 @@ def tokenize(
     ties: Ties | None = None,
     min_genes: int = 200,
     rng: int | np.random.Generator | None = 0,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | Path | None:
     """Turn counts into scGPT tokens: a vocabulary id per gene, a value bin per non-zero count :cite:p:`Cui2024`.
 
     The tokens of a cell are the non-zeros of its row in the new layer. Bins are per-cell quantiles over the genes of
     the vocabulary. Random ties depend on the seed, the name of the cell and the gene alone, so a cell has the same
     tokens in any order, subset or chunk.
 
+    Files go to a file, block by block: `scgpt.pp.tokenize("cells.h5ad", out="cells.zarr")` writes an AnnData file with
+    the layer, `out="cells.tokens"` a token store for training. A call that was killed goes on when it is repeated.
+
     Parameters
     ----------
-    adata
-        Cells, shape `(n_obs, n_vars)`; in memory or backed, dense or sparse, any number type. MuData: pass one
-        modality.
+    data
+        Cells, shape `(n_obs, n_vars)`: an AnnData in memory, backed or with dask arrays, dense or sparse, any number
+        type (MuData: pass one modality); or the path of an `.h5ad`, `.zarr` or `.h5mu` file (its modality `rna`), or a
+        list of paths, whose genes may differ.
     model
         Whose vocabulary and bins to use: a name out of `models.available()`, a checkpoint folder, a vocabulary, or
         `None` for `settings.model`.
@@ -80,12 +90,17 @@ def tokenize(
         Fewest genes that must be found.
     rng
         Seed of the random ties.
+    out
+        Of files: where the tokens go, a name that ends in `.zarr`, `.h5ad` or `.tokens`.
+    overwrite
+        Of files: replace what stands at `out`, once the new result is complete.
     copy
-        Return a copy instead of writing to `adata`.
+        Return a copy instead of writing to `data`.
 
     Returns
     -------
-    `None`, or the copy if `copy=True`. Sets the fields
+    `None`, or the copy if `copy=True`, or for files the path `out` (of an AnnData file without `X`; of several files
+    `var` holds the genes of the vocabulary that any of them has). Sets the fields
 
     `.var["scgpt_token"]` : :class:`numpy.int64`, shape `(n_vars,)`
         Vocabulary id, -1 where a gene was not found.
@@ -117,11 +132,20 @@ def tokenize(
     np.uint8(50)
     """
     started = time.perf_counter()
-    check_anndata(adata, function="pp.tokenize", copy=copy)
+    paths = file_paths(data)
+    if paths is None:
+        check_anndata(data, function="pp.tokenize", copy=copy)
+        if out is not None:
+            msg = "pp.tokenize: out= is for files. Give the path of a file, or leave it out."
+            raise ValueError(msg)
     seed = seed_of(rng)
     vocab, config, label = _vocabulary(model)
     tokenizer = Tokenizer(vocab, config.updated(n_bins=n_bins, ties=ties))
-    source = choose_counts(adata, layer=layer, use_raw=use_raw)
+    where = {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols, "gene_table": gene_table}
+    if paths is not None:
+        return _to_file(paths, tokenizer, label, out, where, min_genes=min_genes, seed=seed, overwrite=overwrite)
+    adata = data
+    source = choose_counts(as_cells(adata), layer=layer, use_raw=use_raw)
     table = None if gene_table is None else GeneTable(gene_table)
     found = match_genes(source.var.index, vocab, columns=source.gene_columns(gene_symbols), gene_table=table)
     require_enough(found, vocab, min_genes=min_genes)
@@ -157,6 +181,43 @@ def tokenize(
             f"{match.n_matched:,}",
         )
     return adata if copy else None
+
+
+def _to_file(
+    paths: list[Path],
+    tokenizer: Tokenizer,
+    label: str,
+    out: str | os.PathLike[str] | None,
+    where: dict[str, Any],
+    *,
+    min_genes: int,
+    seed: int,
+    overwrite: bool,
+) -> Path:
+    out = check_place(out, paths)
+    started = time.perf_counter()
+    files = open_files(paths, tokenizer, **where, min_genes=min_genes)
+    first = files[0]
+    record = _record(label, tokenizer.vocab, tokenizer.config, first.source, first.match, seed=seed)
+    record["files"] = [path.name for path in paths]
+    if not tokenize_to_file(files, tokenizer, out, record, seed=seed, overwrite=overwrite):
+        logger.info("tokenize: %s is the result of this very call; nothing to do.", out)
+        return out
+    n_cells = sum(x.source.n_obs for x in files)
+    logger.info(
+        "tokenize: %s cells of %s file%s · %s · %s · %s cells/s → %s",
+        f"{n_cells:,}",
+        len(paths),
+        "s" if len(paths) > 1 else "",
+        first.match.summary(),
+        label,
+        f"{n_cells / (time.perf_counter() - started):,.0f}",
+        out,
+    )
+    for x in files:
+        if warning := x.match.warning():
+            logger.warning("tokenize: %s: %s", x.file.path.name, warning)
+    return out
 
 
 def _vocabulary(model: object) -> tuple[GeneVocab, TokenizerConfig, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,22 +14,22 @@ import pandas as pd
 from scanpy_scgpt import models
 from scanpy_scgpt._keys import EMBED, UNS, EmbedKeys
 from scanpy_scgpt._logging import get_logger
-from scanpy_scgpt._types import Pooling, Select, Ties
-from scanpy_scgpt._validate import check_anndata, check_one_of, copied, seed_of
+from scanpy_scgpt._types import Backend, Pooling, Precision, Select, Ties
+from scanpy_scgpt._validate import check_anndata, check_one_of, copied, file_paths, seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.model import CellTokens, Embedder
+from scanpy_scgpt.model import CellFiles, CellTokens, Embedder, active_client, embed_on_workers
+
+from ._embed_files import check_places, embed_to_file
 
 if TYPE_CHECKING:
-    import os
-
     from anndata import AnnData
 
 logger = get_logger(__name__)
 
 
 def embed(
-    adata: AnnData,
+    data: AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     model: str | os.PathLike[str] | Checkpoint | None = None,
     *,
     layer: str | None = None,
@@ -41,11 +44,16 @@ def embed(
     gene_embeddings: bool = False,
     min_genes: int = 200,
     max_tokens: int | None = None,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
+    precision: Precision = "auto",
+    backend: Backend = "auto",
     key_added: str | None = None,
     rng: int | np.random.Generator | None = 0,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    shard: tuple[int, int] | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | Path | None:
     """Embed cells with a pretrained scGPT transformer, zero-shot :cite:p:`Cui2024`.
 
     Makes its own tokens from the counts, also after :func:`scanpy_scgpt.pp.tokenize`, whose layer is for your eyes and
@@ -53,10 +61,16 @@ def embed(
     densified and, beyond the result, the memory does not grow with the number of cells. The same cell gets the same
     vector (to rounding) whatever the order, subset or batch.
 
+    Files go to a file: `scgpt.tl.embed("cells.h5ad", out="vectors.zarr")`. Blocks of cells are read, embedded and
+    written one after the other. A call that was killed goes on where it was when it is repeated, and a call whose
+    result is there already does nothing.
+
     Parameters
     ----------
-    adata
-        Cells, shape `(n_obs, n_vars)`; in memory or backed, dense or sparse. MuData: pass one modality.
+    data
+        Cells, shape `(n_obs, n_vars)`: an AnnData in memory, backed or with dask arrays, dense or sparse (MuData: pass
+        one modality); or the path of an `.h5ad`, `.zarr` or `.h5mu` file (its modality `rna`), or a list of paths,
+        whose genes may differ.
     model
         Name out of `models.available()`, folder of a checkpoint (ours or of the original release), a checkpoint, or
         `None` for `settings.model`.
@@ -79,17 +93,30 @@ def embed(
     max_tokens
         Most tokens of a batch; lower it when memory is short. Does not change the result.
     device
-        `"auto"` (CUDA, MPS, CPU), or a torch device.
+        `"auto"` (CUDA, MPS, CPU), a torch device (`"cuda"`: every GPU), or a list of devices that share the cells.
+    precision
+        `"fp32"`, `"bf16"`, or `"auto"`: bf16 where a GPU has it, else fp32.
+    backend
+        `"torch"`, `"openvino"` (CPU; needs the package), or `"auto"`.
     key_added
         Name in `.obsm` in place of `X_scgpt`; the record then stands in `.uns["scgpt"]["embed_<key_added>"]`.
     rng
         Seed of random ties and of the choice of genes; the draws depend on the names of cell and gene.
+    out
+        Of files: where the vectors go, a name that ends in `.zarr` or `.h5ad`. Until all are there, `<out>.part`
+        beside it keeps what is done.
+    overwrite
+        Of files: replace what stands at `out`, once the new result is complete.
+    shard
+        Of files: which share of the cells this call embeds, `(which, of how many)`, for several processes or machines
+        that see the same folder. The call that finds all shares done puts the result in place.
     copy
-        Return a copy instead of writing to `adata`.
+        Return a copy instead of writing to `data`.
 
     Returns
     -------
-    `None`, or the copy if `copy=True`. Sets the fields
+    `None`, or the copy if `copy=True`, or for files the path `out` of an AnnData file without `X` that has the columns
+    of `.obs`. Sets the fields
 
     `.obsm["X_scgpt"]` : :class:`numpy.ndarray` of float32, shape `(n_obs, d_model)`
         Vector of each cell. A cell without any gene of the vocabulary gets the vector of an empty cell.
@@ -108,6 +135,10 @@ def embed(
         When the checkpoint is incomplete, damaged, or does not fit its own settings.
     ValueError
         When the matrix has NaN or negative values, or there is no such model.
+    FileExistsError
+        When `out` is something else than the result of this call, and `overwrite` is not given.
+    OSError
+        When a file is damaged, or the disk is full (what is done stays).
 
     Examples
     --------
@@ -117,45 +148,61 @@ def embed(
     >>> scgpt.tl.embed(adata, use_raw=True)
     >>> sc.pp.neighbors(adata, use_rep="X_scgpt")
     """
-    check_anndata(adata, function="tl.embed", copy=copy)
+    paths = file_paths(data)
+    check_places(paths, out, shard, verb="tl.embed")
+    if paths is None:
+        check_anndata(data, function="tl.embed", copy=copy)
+    elif gene_embeddings or copy:
+        msg = "tl.embed of files writes neither gene_embeddings nor a copy. Leave both out."
+        raise ValueError(msg)
     seed, keys = seed_of(rng), EmbedKeys.named(key_added)
     checkpoint = models.load(model)
     pooling = checkpoint.info.get("pooling", "cls") if pooling is None else pooling
     check_one_of(pooling, ("cls", "mean", "weighted"), name="pooling")
-    tokens = CellTokens(
-        adata,
-        checkpoint,
-        checkpoint.tokenizer.updated(max_length=max_length, select=select, ties=ties),
-        layer=layer,
-        use_raw=use_raw,
-        gene_symbols=gene_symbols,
-        gene_table=gene_table,
-        min_genes=min_genes,
-        seed=seed,
-    )
-    embedder = Embedder(checkpoint, device=device, max_tokens=max_tokens, pooling=pooling)
-    started = time.perf_counter()
-    vectors = embedder.embed_blocks(tokens, n_obs=adata.n_obs, normalize=normalize)
+    config = checkpoint.tokenizer.updated(max_length=max_length, select=select, ties=ties)
+    where = {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols, "gene_table": gene_table}
+    make = CellTokens if paths is None else CellFiles
+    cells = make(data if paths is None else paths, checkpoint, config, **where, min_genes=min_genes, seed=seed)
+    engine = {"device": device, "max_tokens": max_tokens, "precision": precision, "backend": backend}
+    embedder = Embedder(checkpoint, pooling=pooling, **engine)
+    if paths is not None:
+        return embed_to_file(
+            cells, embedder, Path(out), keys=keys, normalize=normalize, overwrite=overwrite, shard=shard
+        )
+    record, vectors = _embedded(cells, embedder, {**engine, "pooling": pooling}, normalize=normalize)
+    record["key"] = keys.obsm
+    adata = copied(data) if copy else data
+    adata.obsm[keys.obsm] = vectors
+    if cells.empty.any() or keys.quality in adata.obs:
+        adata.obs[keys.quality] = pd.Categorical(np.where(cells.empty, "empty", "ok"), categories=["ok", "empty"])
+    if gene_embeddings:
+        adata.varm[keys.varm] = embedder.gene_vectors(cells.match.among(adata.var_names).ids)
+    adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
+    _receipt(record, cells, model_given=model is not None)
+    return adata if copy else None
+
+
+def _embedded(
+    cells: CellTokens, embedder: Embedder, engine: dict[str, Any], *, normalize: bool
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The record of `.uns` and the vectors, made here or on the workers of an active dask cluster."""
+    started, client = time.perf_counter(), active_client()
+    if client is not None:
+        vectors = embed_on_workers(client, cells, engine, normalize=normalize)
+    else:
+        vectors = embedder.embed_blocks(cells, n_obs=cells.source.n_obs, normalize=normalize)
     record = {
-        **tokens.record(),
+        **cells.record(),
         **embedder.record(),
         "normalize": normalize,
-        "n_cells": adata.n_obs,
-        "n_empty_cells": int(tokens.empty.sum()),
-        "n_cut_cells": tokens.n_cut,
-        "cells_per_second": adata.n_obs / max(time.perf_counter() - started, 1e-9),
-        "key": keys.obsm,
+        "n_cells": cells.source.n_obs,
+        "n_empty_cells": int(cells.empty.sum()),
+        "n_cut_cells": cells.n_cut,
+        "cells_per_second": cells.source.n_obs / max(time.perf_counter() - started, 1e-9),
+        "workers": 0 if client is None else len(client.nthreads()),
         "version": __version__,
     }
-    adata = copied(adata) if copy else adata
-    adata.obsm[keys.obsm] = vectors
-    if tokens.empty.any() or EMBED.quality in adata.obs:
-        adata.obs[keys.quality] = pd.Categorical(np.where(tokens.empty, "empty", "ok"), categories=["ok", "empty"])
-    if gene_embeddings:
-        adata.varm[keys.varm] = embedder.gene_vectors(tokens.match.among(adata.var_names).ids)
-    adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
-    _receipt(record, tokens, model_given=model is not None)
-    return adata if copy else None
+    return record, vectors
 
 
 def _receipt(record: dict[str, Any], tokens: CellTokens, *, model_given: bool) -> None:

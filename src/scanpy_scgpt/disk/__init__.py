@@ -1,0 +1,38 @@
+"""Cells, tokens and results on disk, in blocks of rows."""
+
+from ._annbatch import AnnbatchCells, AnnotatedTokens
+from ._blocks import Pool, block_order, shard_sizes
+from ._cells import CellFile, as_cells, open_cells
+from ._matrix import DiskMatrix
+from ._obs import write_obs
+from ._rewrite import rewrite
+from ._row_batches import RowBatch, read_ahead, row_batches
+from ._rows import RowWriter, check_suffix, run_of
+from ._run_folder import RunFolder
+from ._sparse import write_sparse_layer
+from ._store import TokenStore
+from ._store_writer import TokenStoreWriter
+
+__all__ = [
+    "AnnbatchCells",
+    "AnnotatedTokens",
+    "CellFile",
+    "DiskMatrix",
+    "Pool",
+    "RowBatch",
+    "RowWriter",
+    "RunFolder",
+    "TokenStore",
+    "TokenStoreWriter",
+    "as_cells",
+    "block_order",
+    "check_suffix",
+    "open_cells",
+    "read_ahead",
+    "rewrite",
+    "row_batches",
+    "run_of",
+    "shard_sizes",
+    "write_obs",
+    "write_sparse_layer",
+]

@@ -279,6 +279,9 @@ def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:
         hint = f" Pass {advice[0]}." if advice else " Name a layer with counts: layer='...'."
         msg = f"{error}{hint if source.seen.n_negative else ''}"
         raise ValueError(msg) from None
+    advice = source.matrix.layout_advice() if hasattr(source.matrix, "layout_advice") else None
+    if advice:
+        logger.warning(advice)
     if not source.seen.is_counts:
         logger.info(
             "note: %s holds %s; bins are ranks inside a cell, so the tokens are nearly those of the counts.",

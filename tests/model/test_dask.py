@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import anndata as ad
 import dask.array as da
 import numpy as np
@@ -85,3 +89,23 @@ def test_a_bad_value_on_a_worker_is_told(counts, checkpoint, client):
     lazy = ad.AnnData(bad, obs=counts.obs.copy(), var=counts.var.copy())
     with client.as_current(), pytest.raises(ValueError, match="NaN or infinite values"):
         scgpt.tl.embed(lazy, checkpoint, **SETTINGS)
+
+
+def dies_once(block: np.ndarray, flag: str) -> sparse.csr_matrix:
+    """A block whose worker process is killed when it is made for the first time."""
+    if block.shape[0] == 150 and not Path(flag).exists():
+        Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sparse.csr_matrix(block)
+
+
+def test_a_worker_that_is_killed_does_not_matter(counts, checkpoint, client, expected, tmp_path):
+    X, flag = counts.X.toarray(), tmp_path / "killed"
+    blocks = da.from_array(X, chunks=((300, 150, 250), -1)).map_blocks(
+        dies_once, flag=str(flag), dtype=X.dtype, meta=sparse.csr_matrix((0, 0), dtype=X.dtype)
+    )
+    lazy = ad.AnnData(blocks, obs=counts.obs.copy(), var=counts.var.copy())
+    with client.as_current():
+        scgpt.tl.embed(lazy, checkpoint, layer=None, use_raw=False, **SETTINGS)
+    assert flag.exists()
+    np.testing.assert_allclose(lazy.obsm["X_scgpt"], expected, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,3 +198,33 @@ def test_lists_of_files(cells, checkpoint, tmp_path):
         scgpt.tl.embed([cells, cells], checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
     with pytest.raises(ValueError, match="The list of files is empty"):
         scgpt.tl.embed([], checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
+
+
+def test_a_compressed_file_works_and_says_what_is_faster(counts, checkpoint, in_memory, tmp_path, caplog):
+    counts.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    with caplog.at_level("WARNING", logger="scanpy_scgpt"):
+        scgpt.tl.embed(tmp_path / "cells.h5ad", checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
+    assert re.search(r"is compressed \(gzip\).*Rewrite it once: disk.rewrite\('.*cells.h5ad', '.*'\)", caplog.text)
+    np.testing.assert_allclose(read(tmp_path / "x.zarr").obsm["X_scgpt"], in_memory, atol=1e-6)
+    line = caplog.text.split("Rewrite it once: ")[1].split("\n")[0]
+    plain = eval(line, {"disk": scgpt.disk})  # noqa: S307: the line that the user is given works
+    caplog.clear()
+    scgpt.tl.embed(plain, checkpoint, out=tmp_path / "y.zarr", **SETTINGS)
+    assert "is compressed" not in caplog.text
+    np.testing.assert_array_equal(read(tmp_path / "y.zarr").obsm["X_scgpt"], read(tmp_path / "x.zarr").obsm["X_scgpt"])
+
+
+def test_a_matrix_by_columns_is_refused_with_the_way_out(counts, checkpoint, tmp_path):
+    counts.X = counts.X.tocsc()
+    counts.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(ValueError, match=r"by columns \(CSC\).*disk.rewrite\(path, out\)"):
+        scgpt.tl.embed(tmp_path / "cells.h5ad", checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
+    assert not (tmp_path / "x.zarr.part").exists()
+
+
+def test_a_file_that_was_cut_off(counts, checkpoint, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    counts.write_h5ad(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(OSError, match="cells.h5ad is cut off or damaged: .* bytes are there"):
+        scgpt.tl.embed(path, checkpoint, out=tmp_path / "x.zarr", **SETTINGS)

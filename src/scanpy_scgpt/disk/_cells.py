@@ -173,22 +173,23 @@ class CellFile:
         return held[start - first : max(stop, start) - first]
 
     def obs_texts(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Values `start:stop` of a column of texts or numbers of `obs` that is one array; as str."""
-        with opened(self.path) as root:
-            node = root[self.place(f"obs/{name}")]
-            is_bytes = hasattr(node, "asstr") and node.dtype.kind in "OS"  # HDF5
-            return _as_names((node.asstr() if is_bytes else node)[start:stop])
-
-    def _read_names(self, start: int, stop: int) -> np.ndarray:
+        """Values `start:stop` of a column of `obs` as str; `nan` where a categorical has none."""
         from anndata.io import read_elem
 
         with opened(self.path) as root:
-            node = root[self.place(f"obs/{self._index}")]
+            node = root[self.place(f"obs/{name}")]
             if hasattr(node, "dtype"):
-                return self.obs_texts(self._index, start, stop)
-            if "codes" not in node:
-                return self.obs_names[start:stop]
-            return _as_names(read_elem(node["categories"]))[node["codes"][start:stop]]
+                if "categories" in node.attrs:  # anndata before 0.8: the numbers are codes
+                    return _as_names(np.asarray(self.obs_column(name)))[start:stop]
+                is_bytes = hasattr(node, "asstr") and node.dtype.kind in "OS"  # HDF5
+                return _as_names((node.asstr() if is_bytes else node)[start:stop])
+            if "codes" not in node:  # with a mask, such as nullable numbers
+                return _as_names(np.asarray(self.obs_column(name)))[start:stop]
+            names, codes = _as_names(read_elem(node["categories"])), node["codes"][start:stop]
+        return np.where(codes >= 0, names[codes] if names.size else "nan", "nan").astype(names.dtype)
+
+    def _read_names(self, start: int, stop: int) -> np.ndarray:
+        return self.obs_texts(self._index, start, stop)
 
     @cached_property
     def var(self) -> pd.DataFrame:

@@ -103,11 +103,11 @@ class CellTokens:
         self.n_cut += int((tokens.lengths < whole).sum())
         return tokens
 
-    def row_blocks(self) -> Iterator[tuple[int, int]]:
-        """Bounds of the blocks of rows; of a dask array its own blocks, so that each is computed once."""
+    def row_blocks(self, size: int = BLOCK) -> Iterator[tuple[int, int]]:
+        """Bounds of blocks of `size` rows; of a dask array its own blocks, so that each is computed once."""
         chunks = getattr(self.source.matrix, "chunks", None)
         own = chunks[0] if hasattr(self.source.matrix, "dask") else None
-        ends = np.cumsum(own) if own else np.arange(BLOCK, self.source.n_obs + BLOCK, BLOCK)
+        ends = np.cumsum(own) if own else np.arange(size, self.source.n_obs + size, size)
         start = 0
         for stop in np.minimum(ends, self.source.n_obs).tolist():
             yield start, stop

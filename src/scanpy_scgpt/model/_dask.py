@@ -22,6 +22,7 @@ from ._inference import Embedder
 
 _READY: dict[str, Embedder] = {}  # of a worker process: the model of the last job
 _READY_LOCK = threading.Lock()
+_SENT = 512  # rows of a matrix in memory that go to a worker at a time
 _AHEAD = 4  # tasks per thread of the cluster that wait or run at a time
 
 
@@ -129,14 +130,14 @@ def _results(client: Any, job: Any, cells: CellTokens, n_ahead: int) -> Iterator
     """Bounds and results of the blocks as they come; at most `n_ahead` blocks are under way."""
     from distributed import as_completed
 
-    blocks = cells.row_blocks()
+    blocks = cells.row_blocks(_SENT)
     place: dict[Any, tuple[int, int]] = {}
     pending = as_completed(with_results=True)
 
     def submit() -> None:
         for start, stop in blocks:
-            part = cells.source.matrix[start:stop]
-            counts = client.compute(part) if hasattr(part, "dask") else client.scatter(_light(part), hash=False)
+            part = cells.source.matrix[start:stop]  # inside the task: another worker can do it when one dies
+            counts = client.compute(part) if hasattr(part, "dask") else _light(part)
             future = client.submit(_run, job, counts, cells.names[start:stop], pure=False)
             place[future] = start, stop
             pending.add(future)

@@ -111,9 +111,8 @@ def embed_files(
     Number of cells that were embedded now.
     """
     todo = writer.todo(shard)
-    embedder.expect(sum(stop - start for start, stop in map(writer.bounds, todo)))
-    n_now = 0
-    total = sum(stop - start for start, stop in map(writer.bounds, todo))
+    total, n_now = sum(stop - start for start, stop in map(writer.bounds, todo)), 0
+    embedder.expect(total)
     with track("embed", total=total) as advance, ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(cells.encode, *writer.bounds(todo[0])) if todo else None
         for block, after in zip(todo, [*todo[1:], None], strict=True):

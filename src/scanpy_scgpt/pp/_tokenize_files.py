@@ -129,23 +129,22 @@ def _write_store(
         track("tokenize", total=total) as advance,
     ):
         for number, x in enumerate(files):
-            study, of_file = _study_of(x.file), np.full(_SHARD, x.file.path.name)
             for start in range(0, x.source.n_obs, _SHARD):
                 key, stop = f"{number}-{start // _SHARD}", min(start + _SHARD, x.source.n_obs)
                 if not writer.has(key):
                     names = x.file.names(start, stop)
                     tokens = tokenizer.bins(x.source.rows(start, stop), x.match.ids, names, seed=seed)
-                    columns = {"file": of_file[: stop - start], "study": study[start:stop]}
-                    writer.write(key, tokens, names, columns)
+                    writer.write(key, tokens, names, _columns(x.file, start, stop))
                 advance(stop - start)
         return writer.finish()
 
 
-def _study_of(file: CellFile) -> np.ndarray:
-    """Study of each cell: `obs["study"]`, else the name of the file."""
-    if "study" in file.obs_columns:
-        return np.asarray(file.obs_column("study")).astype(str)
-    return np.full(file.n_obs, file.path.stem)
+def _columns(file: CellFile, start: int, stop: int) -> dict[str, np.ndarray]:
+    """What a store keeps of each cell besides its name: its file, and its study (the name of the file without one)."""
+    n = stop - start
+    has_study = "study" in file.obs_columns
+    study = file.obs_texts("study", start, stop) if has_study else np.full(n, file.path.stem, dtype=object)
+    return {"file": np.full(n, file.path.name, dtype=object), "study": study}
 
 
 def _var_of(files: list[FileTokens], tokenizer: Tokenizer) -> pd.DataFrame:

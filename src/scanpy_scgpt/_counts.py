@@ -125,7 +125,7 @@ class CountSource:
         empty = sparse.csr_matrix((0, self.matrix.shape[1]), dtype=parts[0].dtype if parts else self.matrix.dtype)
         return parts[0] if len(parts) == 1 else sparse.vstack([*parts, empty], format="csr")
 
-    def _checked(self, block: Any, *, is_fine: bool = False) -> sparse.csr_matrix:  # noqa: ANN401: any matrix
+    def _checked(self, block: Any, *, is_fine: bool = False) -> sparse.csr_matrix:
         if block.dtype == np.float16:
             block = block.astype(np.float32)  # scipy has no sparse half precision
         block = sparse.csr_matrix(block)
@@ -142,7 +142,7 @@ class CountSource:
         seen.add(values)
         self._refuse(seen)
 
-    def _slice(self, start: int, stop: int) -> Any:  # noqa: ANN401: any matrix
+    def _slice(self, start: int, stop: int) -> Any:
         block = self.matrix[start:stop]
         return block.compute() if hasattr(block, "compute") else block  # a dask array
 
@@ -273,7 +273,7 @@ def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | N
 
 def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:
     try:
-        source._refuse(source.seen)  # noqa: SLF001: same file
+        source._refuse(source.seen)
     except ValueError as error:
         advice = [f"use_raw=True ({o.where} has {o.kind()})" for o in others if o.where == "raw.X"]
         hint = f" Pass {advice[0]}." if advice else " Name a layer with counts: layer='...'."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import anndata as ad
 import numpy as np
@@ -30,7 +32,7 @@ def fill(writer, blocks=None):
 
 
 def finish(writer):
-    return writer.finish([cells_of(writer)], {"embed": {"run": writer.run.digest, "names": ["x", "y"]}})
+    return writer.finish([cells_of(writer)], lambda: ({"embed": {"run": writer.run.digest, "names": ["x", "y"]}}, {}))
 
 
 def cells_of(writer):
@@ -209,9 +211,49 @@ def test_one_process_at_a_time_puts_the_result_in_place(out):
     assert not finish(first), "it is there already"
 
 
+def test_rows_that_are_lost_are_not_put_in_place(out):
+    """The note of another share is there, its rows are not: as after a power cut."""
+    writer = writer_of(out)
+    fill(writer)
+    (writer.run.path / "result.zarr" / "obsm" / "X_scgpt" / "1.0").unlink()
+    with pytest.raises(OSError, match=r"1 of 5 blocks in .* are damaged \(the first: 1\). Repeat the same call"):
+        finish(writer)
+    again = writer_of(out)
+    assert again.todo() == [1]
+    fill(again)
+    finish(again)
+    np.testing.assert_array_equal(read(out).obsm["X_scgpt"], VALUES)
+
+
+START = """
+import sys
+from scanpy_scgpt.disk import RowWriter, RunFolder
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(20):
+    run = RunFolder(f"{sys.argv[1]}/{i}.zarr", {"seed": 0}, found=None)
+    RowWriter(run, key="x", n_obs=4, width=2, block_rows=2).todo()
+    RowWriter(run, key="x", n_obs=4, width=2, block_rows=2)._rows
+"""
+
+
+def test_processes_may_begin_at_the_same_time(tmp_path):
+    command = [sys.executable, "-c", START, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{i}.zarr.part" for i in range(20))
+
+
 def test_no_cells_at_all(out):
     run = RunFolder(out, IDENTITY, found=None)
     writer = RowWriter(run, key="X_scgpt", n_obs=0, width=WIDTH, block_rows=ROWS)
     assert writer.complete
-    writer.finish([cells_of(writer)], {"embed": {"run": run.digest}})
+    writer.finish([cells_of(writer)], lambda: ({"embed": {"run": run.digest}}, {}))
     assert read(out).obsm["X_scgpt"].shape == (0, WIDTH)

@@ -145,6 +145,34 @@ def test_shards_of_several_processes_make_one_result(many, checkpoint, tmp_path)
     np.testing.assert_array_equal(read(out).obsm["X_scgpt"], read(whole).obsm["X_scgpt"])
 
 
+def test_processes_that_start_together_share_the_work(many, checkpoint_folder, tmp_path):
+    whole, out = tmp_path / "whole.zarr", tmp_path / "shared.zarr"
+    scgpt.tl.embed(many, checkpoint_folder, out=whole, **SETTINGS)
+    arguments = ["embed", *map(str, many), "--out", str(out), "--model", str(checkpoint_folder), "--device", "cpu"]
+    command = [sys.executable, "-m", "scanpy_scgpt", *arguments, "--shard"]
+    processes = [subprocess.Popen([*command, f"{which}/2"]) for which in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    np.testing.assert_allclose(read(out).obsm["X_scgpt"], read(whole).obsm["X_scgpt"], atol=1e-6)
+    assert not out.with_name("shared.zarr.part").exists()
+
+
+def test_one_share_is_not_worked_on_twice(many, checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "vectors.zarr"
+    encode, told = model.Embedder.embed_tokens, []
+
+    def once_more(self, tokens):
+        if not told:
+            told.append("")
+            with pytest.raises(RuntimeError, match=r"Another process is at work on share \(0, 1\).*shard=\(0, 2\) and"):
+                scgpt.tl.embed(many, checkpoint, out=out, **SETTINGS)
+        return encode(self, tokens)
+
+    monkeypatch.setattr(model.Embedder, "embed_tokens", once_more)
+    scgpt.tl.embed(many, checkpoint, out=out, **SETTINGS)
+    assert told
+    assert read(out).n_obs == 3500
+
+
 def test_the_command_line_embeds_files(cells, checkpoint_folder, tmp_path, capsys):
     out = tmp_path / "vectors.zarr"
     arguments = ["embed", str(cells), "--out", str(out), "--model", str(checkpoint_folder), "--device", "cpu"]
@@ -207,7 +235,7 @@ def test_a_compressed_file_works_and_says_what_is_faster(counts, checkpoint, in_
     assert re.search(r"is compressed \(gzip\).*Rewrite it once: disk.rewrite\('.*cells.h5ad', '.*'\)", caplog.text)
     np.testing.assert_allclose(read(tmp_path / "x.zarr").obsm["X_scgpt"], in_memory, atol=1e-6)
     line = caplog.text.split("Rewrite it once: ")[1].split("\n")[0]
-    plain = eval(line, {"disk": scgpt.disk})  # noqa: S307: the line that the user is given works
+    plain = eval(line, {"disk": scgpt.disk})
     caplog.clear()
     scgpt.tl.embed(plain, checkpoint, out=tmp_path / "y.zarr", **SETTINGS)
     assert "is compressed" not in caplog.text

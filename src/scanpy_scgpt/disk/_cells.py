@@ -70,7 +70,7 @@ class RawCells:
         self._cells = cells
 
     @cached_property
-    def X(self) -> DiskMatrix:  # noqa: N802: the name in AnnData
+    def X(self) -> DiskMatrix:
         """Its matrix."""
         return DiskMatrix(self._cells.path, self._cells.place("raw/X"))
 
@@ -217,7 +217,7 @@ class CellFile:
         return self.obs[name].array if is_old else self.read(f"obs/{name}")  # anndata before 0.8: codes alone
 
     @cached_property
-    def X(self) -> DiskMatrix | None:  # noqa: N802: the name in AnnData
+    def X(self) -> DiskMatrix | None:
         """The matrix, or None."""
         return DiskMatrix(self.path, self.place("X")) if self._has_x else None
 
@@ -303,7 +303,7 @@ class BackedCells:
         return getattr(self._adata, name)
 
     @cached_property
-    def X(self) -> Any:  # noqa: N802: the name in AnnData
+    def X(self) -> Any:
         """The matrix."""
         return of_library(self._adata.X)
 

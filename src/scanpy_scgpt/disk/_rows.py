@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import numpy as np
 from scanpy_scgpt._logging import get_logger
 
 from ._obs import write_obs, write_rest
-from ._run_folder import RunFolder, disk_error, write_atomically
+from ._run_folder import RunFolder, disk_error
+from ._shards import write_file
 
 if TYPE_CHECKING:
     from ._cells import CellFile
@@ -82,12 +84,16 @@ class RowWriter:
     def _rows(self) -> Any:
         import zarr
 
-        group = zarr.open_group(self._store, mode="a", zarr_format=2)
         shape, chunks = (self.n_obs, self.width), (self.block_rows, self.width)
-        rows = group.require_array(
-            f"obsm/{self.key}", shape=shape, chunks=chunks, dtype="float32", compressors=None, exact=True
-        )
-        rows.attrs.update(_ARRAY)
+        with self.run.alone("create", wait=True) as here:  # processes that share the blocks start together
+            if not here:
+                msg = f"{self.run.path} is gone: another process has put {self.run.out} in place, or removed it."
+                raise FileNotFoundError(msg)
+            group = zarr.open_group(self._store, mode="a", zarr_format=2)
+            rows = group.require_array(
+                f"obsm/{self.key}", shape=shape, chunks=chunks, dtype="float32", compressors=None, exact=True
+            )
+            rows.attrs.update(_ARRAY)
         return rows
 
     def bounds(self, block: int) -> tuple[int, int]:
@@ -125,26 +131,34 @@ class RowWriter:
         start, stop = self.bounds(block)
         try:
             self._rows[start:stop] = rows
-            write_atomically(self._marker(block), json.dumps({"crc32": zlib.crc32(rows.tobytes()), **notes}).encode())
+            self._to_disk(block)
+            note = {"crc32": zlib.crc32(rows.tobytes()), **notes}
+            write_file(self._marker(block), [json.dumps(note).encode()])
         except OSError as error:
             raise disk_error(error, self.run.path, done=len(list(self._done.glob("*.json"))), n=self.n_blocks) from None
+
+    def _to_disk(self, block: int) -> None:
+        """The rows are on the disk before their note is."""
+        chunk = self._store / "obsm" / self.key / f"{block}.0"
+        if chunk.exists():  # zarr writes no chunk of zeros alone
+            with chunk.open("rb") as file:
+                os.fsync(file.fileno())
 
     @property
     def complete(self) -> bool:
         """True when every block has its note."""
         return all(self._marker(block).is_file() for block in range(self.n_blocks))
 
-    def finish(self, files: Sequence[CellFile], uns: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> bool:
-        """Add `obs` and `uns` and move the file to its place; False when another process is at it.
+    def finish(self, files: Sequence[CellFile], describe: Callable[[], tuple[Mapping, Mapping]]) -> bool:
+        """Add `obs` and `uns` and move the file to its place; False when another process is at it or has done it.
 
         Parameters
         ----------
         files
             Where the cells come from; see :func:`write_obs`.
-        uns
-            What stands in `.uns["scgpt"]`.
-        extra
-            More columns of `obs`, each of `(n_obs,)` values.
+        describe
+            Gives what stands in `.uns["scgpt"]` and more columns of `obs`, each of `(n_obs,)` values; called when this
+            process is the one that finishes.
 
         Raises
         ------
@@ -154,14 +168,22 @@ class RowWriter:
         with self.run.alone() as alone:
             if not alone:
                 return False
+            if damaged := self.todo():
+                for block in damaged:
+                    self._marker(block).unlink(missing_ok=True)
+                msg = (
+                    f"{len(damaged):,} of {self.n_blocks:,} blocks in {self.run.path} are damaged (the first: "
+                    f"{damaged[0]}). Repeat the same call: it makes them anew."
+                )
+                raise OSError(msg)
             try:
-                result = self._assembled(files, uns, extra)
+                result = self._assembled(files, *describe())
             except OSError as error:
                 raise disk_error(error, self.run.path, done=self.n_blocks, n=self.n_blocks) from None
             self.run.place(result)
         return True
 
-    def _assembled(self, files: Sequence[CellFile], uns: Mapping[str, Any], extra: Mapping[str, Any] | None) -> Path:
+    def _assembled(self, files: Sequence[CellFile], uns: Mapping[str, Any], extra: Mapping[str, Any]) -> Path:
         import zarr
 
         for draft in self._store.rglob("*.partial"):  # of a write that was killed
@@ -175,7 +197,7 @@ class RowWriter:
         write_obs(group, files, extra)
         return self._store
 
-    def _as_h5ad(self, files: Sequence[CellFile], uns: Mapping[str, Any], extra: Mapping[str, Any] | None) -> Path:
+    def _as_h5ad(self, files: Sequence[CellFile], uns: Mapping[str, Any], extra: Mapping[str, Any]) -> Path:
         import h5py
 
         draft = self.run.path / "result.h5ad"

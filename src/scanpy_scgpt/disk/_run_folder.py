@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,18 +15,10 @@ from typing import Any
 
 from scanpy_scgpt._logging import get_logger
 
+from ._shards import write_file
+
 logger = get_logger(__name__)
 _RUN = "run.json"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file as a whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def _differences(old: object, new: object, *, at: str = "") -> list[str]:
@@ -86,41 +79,74 @@ class RunFolder:
         self._begin(overwrite=overwrite)
 
     def _begin(self, *, overwrite: bool) -> None:
-        record = self.path / _RUN
-        try:
-            old = json.loads(record.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            old = None if self.path.exists() else self.identity
-        except ValueError:
-            old = None
-        if different := _differences(old, self.identity):
+        """Find the beginnings of this run or make them; several processes may do so at the same time."""
+        while True:
+            old = self._record(self.path)
+            if old == self.identity or (old is None and self._made()):
+                return
+            if old is None:  # another process was faster, or there is something else
+                old = self._record(self.path)
+                if old == self.identity:
+                    return
             if not overwrite:
-                what = ", ".join(different[:5]) if isinstance(old, dict) else "no readable run.json"
+                what = ", ".join(_differences(old, self.identity)[:5]) if old else "no readable run.json"
                 msg = (
                     f"{self.path} holds the beginnings of another run (different: {what}). Repeat that call to finish "
                     "it, delete the folder, or pass overwrite=True to start anew."
                 )
                 raise FileExistsError(msg)
-            shutil.rmtree(self.path)
-        self.path.mkdir(exist_ok=True)
-        write_atomically(record, json.dumps(self.identity, indent=1).encode())
+            self._drop()
+
+    @staticmethod
+    def _record(folder: Path) -> dict[str, Any] | None:
+        try:
+            found = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _made(self) -> bool:
+        """Put a folder with the record in place, whole or not at all; False when something is there."""
+        draft = self.out.with_name(f".{self.out.name}.{uuid.uuid4().hex}")
+        draft.mkdir()
+        write_file(draft / _RUN, [json.dumps(self.identity, indent=1).encode()])
+        try:
+            draft.rename(self.path)
+        except OSError:
+            shutil.rmtree(draft)
+            if not self.path.exists():
+                raise
+            return False
+        return True
+
+    def _drop(self) -> None:
+        """Remove the beginnings of another run, unless another process has just done so."""
+        aside = self.out.with_name(f".{self.out.name}.{uuid.uuid4().hex}")
+        self.path.rename(aside)
+        if self._record(aside) == self.identity:
+            aside.rename(self.path)
+        else:
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Gives True to one process at a time; another gets False at once. A killed process holds nothing."""
+    def alone(self, name: str = "finish", *, wait: bool = False) -> Iterator[bool]:
+        """Gives True to one process at a time for each `name`; another waits, or gets False at once.
+
+        A killed process holds nothing. False, too, when the folder is gone because the result is in its place.
+        """
         try:
             import fcntl
         except ImportError:  # no such locks on Windows
-            yield True
+            yield self.path.is_dir()
             return
         with ExitStack() as stack:
             try:
-                file = stack.enter_context((self.path / "lock").open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                first = self.path.is_dir()
+                file = stack.enter_context((self.path / f"{name}.lock").open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                mine = self.path.is_dir()
             except (BlockingIOError, FileNotFoundError):  # another is at it, or has done it
-                first = False
-            yield first
+                mine = False
+            yield mine
 
     def place(self, result: Path) -> None:
         """Move the complete result, a file or folder inside the run folder, to `out`; remove the rest."""

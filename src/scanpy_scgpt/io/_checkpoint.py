@@ -174,7 +174,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401: any JSON
+def read_json(path: Path) -> Any:
     """Parsed JSON file; a damaged one is a :class:`CheckpointError`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from scanpy_scgpt.tokenizer import TokenizerConfig, Tokens
 from ._cells import CellTokens
 from ._inference import Embedder
 
-BLOCK_ROWS = 1024  # cells that a kill can cost
+BLOCK_ROWS = 1024  # cells of a block on CPU: a kill costs those of two blocks
 
 
 class CellFiles:
@@ -91,7 +91,9 @@ class CellFiles:
 def embed_files(
     cells: CellFiles, embedder: Embedder, writer: RowWriter, *, normalize: bool, shard: tuple[int, int] = (0, 1)
 ) -> int:
-    """Embed the blocks of a shard that are not written yet; the next block is read while one is encoded.
+    """Embed the blocks of a shard that are not written yet.
+
+    While a block is encoded, the next one is read and the one before is written.
 
     Parameters
     ----------
@@ -113,8 +115,9 @@ def embed_files(
     todo = writer.todo(shard)
     total, n_now = sum(stop - start for start, stop in map(writer.bounds, todo)), 0
     embedder.expect(total)
-    with track("embed", total=total) as advance, ThreadPoolExecutor(1) as reader:
+    with track("embed", total=total) as advance, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scribe:
         ahead = reader.submit(cells.encode, *writer.bounds(todo[0])) if todo else None
+        written = None
         for block, after in zip(todo, [*todo[1:], None], strict=True):
             tokens, whole = ahead.result()
             if after is not None:
@@ -123,7 +126,12 @@ def embed_files(
             if normalize:
                 vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
             empty = np.flatnonzero(tokens.lengths == 0) + writer.bounds(block)[0]
-            writer.write(block, vectors, empty=empty.tolist(), n_cut=int((tokens.lengths < whole).sum()))
+            if written is not None:
+                written.result()
+            notes = {"empty": empty.tolist(), "n_cut": int((tokens.lengths < whole).sum())}
+            written = scribe.submit(writer.write, block, vectors, **notes)
             n_now += len(tokens)
             advance(len(tokens))
+        if written is not None:
+            written.result()
     return n_now

@@ -79,27 +79,29 @@ def tokenize_to_file(
     run = RunFolder(out, identity, found=run_of(out, verb=TOKENIZE.uns), overwrite=overwrite)
     if run.finished:
         return False
-    store = _finished_store(run.path / "tokens") or _write_store(
-        files, tokenizer, run.path / "tokens", identity, seed=seed
-    )
-    var = _var_of(files, tokenizer)
-    columns = np.full(len(tokenizer.vocab), -1, dtype=np.int32)
-    known = np.flatnonzero(var[TOKENIZE.token].to_numpy() >= 0)[::-1]
-    columns[var[TOKENIZE.token].to_numpy()[known]] = known  # of several columns the first is written last
-    uns = {"scgpt": {TOKENIZE.uns: {**record, "run": run.digest}}}
     with run.alone() as alone:
-        if alone:
-            run.place(
-                write_sparse_layer(
-                    run.path / f"result{out.suffix}",
-                    _layer_blocks(store, columns, len(var)),
-                    layer=TOKENIZE.layer,
-                    files=[x.file for x in files],
-                    var=var,
-                    uns=uns,
-                )
-            )
+        if not alone:
+            msg = f"Another process is at work on {out} (or has just finished it). Wait for it, then repeat the call."
+            raise RuntimeError(msg)
+        store = _finished_store(run.path / "tokens")
+        if store is None:
+            store = _write_store(files, tokenizer, run.path / "tokens", identity, seed=seed)
+        uns = {"scgpt": {TOKENIZE.uns: {**record, "run": run.digest}}}
+        run.place(_write_layer(files, tokenizer, store, run.path / f"result{out.suffix}", uns))
     return True
+
+
+def _write_layer(
+    files: list[FileTokens], tokenizer: Tokenizer, store: TokenStore, path: Path, uns: Mapping[str, Any]
+) -> Path:
+    """Write the tokens of a store as a layer of an AnnData file."""
+    var = _var_of(files, tokenizer)
+    ids = var[TOKENIZE.token].to_numpy()
+    columns = np.full(len(tokenizer.vocab), -1, dtype=np.int32)
+    known = np.flatnonzero(ids >= 0)[::-1]
+    columns[ids[known]] = known  # of several columns the first is written last
+    blocks = _layer_blocks(store, columns, len(var))
+    return write_sparse_layer(path, blocks, layer=TOKENIZE.layer, files=[x.file for x in files], var=var, uns=uns)
 
 
 def _is_made(folder: Path, identity: Mapping[str, Any]) -> bool:

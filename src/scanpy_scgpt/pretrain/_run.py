@@ -128,7 +128,7 @@ def run(
     resume: bool = True,
     half: bool = False,
     rng: int = 0,
-    **changes: Any,  # noqa: ANN401: fields of the configuration
+    **changes: Any,
 ) -> Checkpoint:
     """Pretrain a transformer on raw counts: expression from known genes, from the cell vector, and from a cell prompt.
 

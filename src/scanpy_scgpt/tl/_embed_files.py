@@ -62,31 +62,41 @@ def embed_to_file(
     """Embed the cells of files into `out`; see :func:`scanpy_scgpt.tl.embed`."""
     record = {**cells.record(), **embedder.record(), "normalize": normalize, "key": keys.obsm}
     decides = {name: value for name, value in record.items() if name not in {"device", "backend", "genes"}}
-    identity = {"verb": "embed", "inputs": cells.fingerprints(), **decides, "version": __version__}
+    block_rows = BLOCK_ROWS if embedder.on_cpu else 8 * BLOCK_ROWS  # a GPU should not wait between blocks
+    identity = {"verb": "embed", "inputs": cells.fingerprints(), **decides, "block_rows": block_rows}
+    identity["version"] = __version__
     run = RunFolder(out, identity, found=run_of(out, verb=keys.uns), overwrite=overwrite)
     if run.finished:
         logger.info("embed: %s is the result of this very call; nothing to do.", out)
         return out
-    writer = RowWriter(run, key=keys.obsm, n_obs=cells.n_obs, width=embedder.n_latent, block_rows=BLOCK_ROWS)
-    started = time.perf_counter()
-    n_now = embed_files(cells, embedder, writer, normalize=normalize, shard=shard or (0, 1))
+    writer = RowWriter(run, key=keys.obsm, n_obs=cells.n_obs, width=embedder.n_latent, block_rows=block_rows)
+    started, share = time.perf_counter(), shard or (0, 1)
+    with run.alone("share-{}-of-{}".format(*share)) as alone:
+        if not alone:
+            msg = (
+                f"Another process is at work on share {share} of {out} (or has just finished it). Wait for it; to work "
+                "together, give each process a share of its own: shard=(0, 2) and shard=(1, 2)."
+            )
+            raise RuntimeError(msg)
+        n_now = embed_files(cells, embedder, writer, normalize=normalize, shard=share)
     seconds = time.perf_counter() - started
+    if out.exists() and not run.path.exists():
+        return out  # another share was the last one
     if not writer.complete:
-        logger.info("embed: shard %s is done; other shards of %s are missing yet.", shard, out)
+        logger.info("embed: share %s is done; other shares of %s are missing yet.", share, out)
         return out
-    is_empty, n_cut = np.zeros(cells.n_obs, dtype=np.int8), 0
-    for noted in map(writer.noted, range(writer.n_blocks)):
-        is_empty[noted["empty"]] = 1
-        n_cut += noted["n_cut"]
-    extra = {EMBED.quality: pd.Categorical.from_codes(is_empty, ["ok", "empty"])} if is_empty.any() else {}
-    record |= {
-        "n_cells": cells.n_obs,
-        "n_empty_cells": int(is_empty.sum()),
-        "n_cut_cells": n_cut,
-        "run": run.digest,
-        "version": __version__,
-    }
-    if writer.finish(cells.files, {keys.uns: record}, extra):
+
+    def describe() -> tuple[dict[str, Any], dict[str, Any]]:
+        is_empty, n_cut = np.zeros(cells.n_obs, dtype=np.int8), 0
+        for noted in map(writer.noted, range(writer.n_blocks)):
+            is_empty[noted["empty"]] = 1
+            n_cut += noted["n_cut"]
+        record.update(n_cells=cells.n_obs, n_empty_cells=int(is_empty.sum()), n_cut_cells=n_cut)
+        record.update(run=run.digest, version=__version__)
+        quality = {EMBED.quality: pd.Categorical.from_codes(is_empty, ["ok", "empty"])}
+        return {keys.uns: record}, quality if is_empty.any() else {}
+
+    if writer.finish(cells.files, describe):
         _receipt(record, cells, out, n_now=n_now, rate=n_now / max(seconds, 1e-9))
     return out
 

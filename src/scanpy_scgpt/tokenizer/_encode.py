@@ -64,7 +64,7 @@ class TokenizerConfig:
         """Plain values, as written to JSON."""
         return asdict(self)
 
-    def updated(self, **changes: Any) -> TokenizerConfig:  # noqa: ANN401: any field
+    def updated(self, **changes: Any) -> TokenizerConfig:
         """A copy in which the changes that are not `None` are made."""
         return replace(self, **{key: value for key, value in changes.items() if value is not None})
 

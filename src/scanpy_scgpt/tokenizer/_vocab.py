@@ -62,7 +62,7 @@ class GeneVocab:
         mapping = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(mapping, dict):
             msg = f"{path} holds a JSON {type(mapping).__name__}; a vocabulary is an object {{token: id}}."
-            raise ValueError(msg)  # noqa: TRY004: the file is wrong, not the argument's type
+            raise ValueError(msg)
         return cls.from_mapping(mapping, source=str(path))
 
     def write(self, path: str | Path) -> None:

@@ -1,12 +1,12 @@
 """One step of generative pretraining on CPU: forward, backward, clipping, AdamW.
 
 The rival has the same encoders, heads and losses around `torch.nn.TransformerEncoder` with the same weights: a mask
-`(length, length)` beside the key padding mask, one padded batch, PyTorch's default AdamW. Ours is what a run does:
+`(length, length)` beside the key padding mask, one padded batch. Ours is what a run does:
 split attention, micro-batches of cells of similar length, fused AdamW. Like for like means the same cells, split in the
-same way, the same precision and the same `dropout`. The rival also drops attention weights at that rate, as the
-original does, which ours never does; the rows with dropout 0 are without that difference. Losses: expression of the
-unknown genes from the known ones and from the cell vector; without the pass of the cell prompt, which is the same work
-once more for both.
+same way, the same precision, and dropout 0: the bars are of these steps, against the faster of the rival's default and
+its fused AdamW. With the dropout of a run the rival also drops attention weights, as the original does, which ours
+never does; that ratio is printed and no bar. Losses: expression of the unknown genes from the known ones and from the
+cell vector; without the pass of the cell prompt, which is the same work once more for both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import _harness as harness
-from benchmarks.embed import gemm_rate, our_name, random_tokens
+from benchmarks.embed import gemm_rates, our_name, random_tokens
 from scanpy_scgpt._batch import GenerativeStep
 from scanpy_scgpt.data import GenerativeBatches, split_sizes
 from scanpy_scgpt.module import PretrainModule, initial_weights
@@ -31,7 +31,8 @@ from scanpy_scgpt.tokenizer import Tokens
 
 SPEED, CLOSE = 2.0, 1e-4
 N_GENES, MAX_LENGTH, RATIO = 4997, 1200, 0.5
-RIVAL, RIVAL_0, OURS, OURS_0 = "plain, dropout", "plain, dropout 0", "scanpy_scgpt, dropout", "scanpy_scgpt, dropout 0"
+PLAIN, FUSED, OURS = "plain", "plain, fused AdamW", "scanpy_scgpt"  # dropout 0: like for like
+PLAIN_DROPPING, OURS_DROPPING = "plain, fused AdamW, dropout", "scanpy_scgpt, dropout"
 
 
 class PlainStack(nn.Module):
@@ -111,10 +112,11 @@ def measure(title: str, tokens: Tokens, config: TransformerConfig, args: argpars
     cut = steps_of(tokens, max_tokens=args.max_tokens, seed=args.seed)
     without = replace(config, dropout=0.0)
     steps = {
-        RIVAL: make_step(make_module(config, plain=True), whole, bf16=bf16, fused=False),
-        RIVAL_0: make_step(make_module(without, plain=True), whole, bf16=bf16, fused=False),
-        OURS: make_step(make_module(config, plain=False), cut, bf16=bf16, fused=True),
-        OURS_0: make_step(make_module(without, plain=False), cut, bf16=bf16, fused=True),
+        PLAIN: make_step(make_module(without, plain=True), whole, bf16=bf16, fused=False),
+        FUSED: make_step(make_module(without, plain=True), whole, bf16=bf16, fused=True),
+        OURS: make_step(make_module(without, plain=False), cut, bf16=bf16, fused=True),
+        PLAIN_DROPPING: make_step(make_module(config, plain=True), whole, bf16=bf16, fused=True),
+        OURS_DROPPING: make_step(make_module(config, plain=False), cut, bf16=bf16, fused=True),
     }
     losses: dict[str, float] = {}  # of the first step, at the same weights
 
@@ -123,16 +125,19 @@ def measure(title: str, tokens: Tokens, config: TransformerConfig, args: argpars
         losses.setdefault(name, loss)
 
     timings = harness.interleave({name: lambda name=name: take(name) for name in steps}, rounds=args.rounds)
-    real, rate = work(tokens.lengths, config), gemm_rate(config)
+    rival = min((PLAIN, FUSED), key=lambda name: timings[name].median)
+    real, rate = work(tokens.lengths, config), max(gemm_rates().values())
     longest = whole.batches[0].known.gene_ids.shape[1] + whole.batches[0].unknown_ids.shape[1]
     return {
         "title": f"{title}, {'bf16' if bf16 else 'fp32'}",
         "padding_of_plain": 1 - float((np.minimum(tokens.lengths, MAX_LENGTH - 1) + 1).sum() / longest / len(tokens)),
         "micro_batches": len(cut.batches),
         "seconds": {name: timing.seconds for name, timing in timings.items()},
-        "ratio": timings[OURS].times_faster(timings[RIVAL]),
-        "ratio_without_dropout": timings[OURS_0].times_faster(timings[RIVAL_0]),
-        "loss_error": abs(losses[OURS_0] / losses[RIVAL_0] - 1),
+        "rival": rival,
+        "ratio": timings[OURS].times_faster(timings[rival]),
+        "ratio_with_dropout": timings[OURS_DROPPING].times_faster(timings[PLAIN_DROPPING]),
+        "dropout": config.dropout,
+        "loss_error": abs(losses[OURS] / losses[rival] - 1),
         "gflops_real": {name: real / timing.median / 1e9 for name, timing in timings.items()},
         "gflops_gemm": rate,
     }
@@ -149,8 +154,9 @@ def report(found: list[dict]) -> None:
         header = ("variant", "CPU-s a step", "GFLOP/s real", "of GEMM")
         harness.print_table(f"{block['title']}: {padded}, {block['micro_batches']} micro-batches", header, rows)
         print(
-            f"ratio {block['ratio']:.2f}, without dropout {block['ratio_without_dropout']:.2f}; "
-            f"losses without dropout differ by {block['loss_error']:.1e}"
+            f"dropout 0: {block['ratio']:.2f} times {block['rival']!r}, losses differ by {block['loss_error']:.1e}; "
+            f"dropout {block['dropout']}, which drops attention weights of the rival alone: "
+            f"{block['ratio_with_dropout']:.2f} times"
         )
 
 
@@ -188,7 +194,9 @@ def main() -> int:
         for title, lengths in blocks.items()
     ]
     report(found)
-    bars = [harness.Bar(f"times the rival, same dropout, {block['title']}", block["ratio"], SPEED) for block in found]
+    bars = [
+        harness.Bar(f"times the faster rival, dropout 0, {block['title']}", block["ratio"], SPEED) for block in found
+    ]
     bars += [
         harness.Bar(f"difference of the loss, {block['title']}", block["loss_error"], CLOSE, at_least=False)
         for block in found

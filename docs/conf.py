@@ -64,11 +64,11 @@ html_title = project
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "use_download_button": False}
 html_show_sourcelink = False
 
-_OTHERS = "Ellipsis|anndata|collections|lightning|matplotlib|numpy|os|pandas|pathlib|scipy|torch|types|typing"
+_OTHERS = "Ellipsis|anndata|annbatch|collections|dask|distributed|h5py|lightning|matplotlib|numpy|os|pandas|pathlib|scipy|torch|types|typing|zarr"
 nitpicky = True
 nitpick_ignore_regex = [
     # Internal folders: their classes stand in the signature of a public function, but have no page.
-    (r"py:.*", r"scanpy_scgpt\.(data|module|objectives|train)\..*"),
+    (r"py:.*", r"scanpy_scgpt\.(_counts|data|module|objectives|train)\..*"),
     # Number types are written in docstrings without the name of their package.
     (r"py:class", r"u?int\d+|float\d+"),
     # Other projects have a target only when their inventories are loaded.

@@ -13,6 +13,8 @@ from scipy import sparse
 from ._logging import get_logger
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from anndata import AnnData
 
@@ -61,11 +63,13 @@ def _is_fine(values: np.ndarray) -> bool:
     return values.size == 0 or bool(values.min() >= 0 and values.max() < np.inf)
 
 
-def by_columns_text(where: str) -> str:
+def by_columns_text(where: str, path: Path | None = None) -> str:
     """What is said of a matrix on disk that cannot be read by rows."""
+    text = f"{where} lies on disk by columns (CSC), cells cannot be read from it one block at a time. "
+    if path is not None:
+        return f"{text}Rewrite it by rows: scanpy_scgpt.disk.rewrite({str(path)!r}, {path.stem + '-rows.h5ad'!r})."
     return (
-        f"{where} lies on disk by columns (CSC), cells cannot be read from it one block at a time. "
-        "When it is larger than the memory: scanpy_scgpt.disk.rewrite(path, out). "
+        f"{text}When it is larger than the memory: scanpy_scgpt.disk.rewrite(path, out). "
         "Rewrite it by rows: a = adata.to_memory(); a.X = a.X.tocsr(); a.write_h5ad(path)."
     )
 
@@ -91,7 +95,7 @@ class CountSource:
     def __post_init__(self) -> None:
         if getattr(self.matrix, "format", None) == "csc":
             if not sparse.issparse(self.matrix):
-                raise ValueError(by_columns_text(self.where))
+                raise ValueError(by_columns_text(self.where, getattr(self.matrix, "path", None)))
             self.matrix = self.matrix.tocsr()
 
     @property
@@ -193,6 +197,8 @@ class CountSource:
             if sparse.issparse(self.matrix)
             else (f"{target} = np.nan_to_num({target})")
         )
+        if self.on_disk:
+            fix = "a = adata.to_memory(); a.X.data = np.nan_to_num(a.X.data); a.write_h5ad('new.h5ad')"
         return f"{self.where}: {place} holds {seen.n_bad:,} NaN or infinite values.{first} Find out why, or set: {fix}"
 
     def _first_bad(self) -> int:

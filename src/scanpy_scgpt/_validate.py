@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,19 @@ from ._keys import UNS
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the name of a file in front of the errors about what it holds."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        text = str(error.args[0]) if error.args else ""
+        if str(path) in text:
+            raise
+        msg = f"{path}: {text}"
+        raise type(error)(msg) from error
 
 
 def check_one_of(value: object, choices: Iterable[object], *, name: str) -> None:

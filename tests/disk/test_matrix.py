@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 from scipy import sparse
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from scanpy_scgpt.disk import DiskMatrix, _matrix
 
@@ -150,6 +152,28 @@ def test_columns_are_refused_with_the_mending_line(counts, tmp_path):
     with pytest.raises(ValueError, match=r"x.h5ad: X lies on disk by columns \(CSC\).*Rewrite it by rows: a = "):
         matrix[:3]
     assert "by columns" in matrix.layout_advice()
+
+
+@pytest.mark.parametrize("where", ["array", "shards", "index"])
+def test_bytes_in_the_other_order(counts, tmp_path, where):
+    """Numbers of the other order are read by the library, those in shards and the tables of shards too."""
+    path, other = tmp_path / "x.zarr", {"little": "big", "big": "little"}[sys.byteorder]
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    group = root.create_group("X")
+    group.attrs.update({"encoding-type": "csr_matrix", "shape": list(counts.X.shape)})
+    for part in ("data", "indices", "indptr"):
+        values = getattr(counts.X, part)
+        order = BytesCodec(endian=sys.byteorder if where == "index" else other)
+        if where == "array":
+            layout = {"serializer": order, "chunks": (1500,), "compressors": None}
+        else:
+            index = [BytesCodec(endian="big" if where == "index" else "little"), Crc32cCodec()]
+            shard = ShardingCodec(chunk_shape=(1500,), codecs=[order], index_codecs=index)
+            layout = {"serializer": shard, "chunks": (6000,), "compressors": None}
+        group.create_array(part, shape=values.shape, dtype=values.dtype, **layout)[:] = values
+    matrix = DiskMatrix(path, "X")
+    same(matrix[30:300], counts.X[30:300])
+    assert not matrix.parts[0].is_plain
 
 
 def test_only_ranges_of_rows(counts, tmp_path):

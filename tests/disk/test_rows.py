@@ -134,10 +134,23 @@ def test_the_beginnings_of_another_run_are_not_mixed_in(out):
     assert writer_of(out, identity=other, overwrite=True).todo() == [0, 1, 2, 3, 4]
 
 
-def test_an_unreadable_record_of_the_run_is_told(out):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_run_is_left_alone(out, overwrite):
     (writer_of(out).run.path / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="no readable run.json"):
-        writer_of(out)
+    with pytest.raises(FileExistsError, match="is in the way: it has no readable run.json.* Move it"):
+        writer_of(out, overwrite=overwrite)
+
+
+def test_a_folder_of_something_else_is_never_replaced(out):
+    (out / "letters").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="is a folder, and no zarr file: it is left alone"):
+        writer_of(out, overwrite=True)
+    assert (out / "letters").is_dir()
+
+
+def test_beginnings_without_any_work_do_not_block(out):
+    writer_of(out)
+    assert writer_of(out, identity={**IDENTITY, "seed": "1"}).todo() == [0, 1, 2, 3, 4]
 
 
 def test_no_folder_to_write_to(tmp_path):

@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -301,6 +302,40 @@ def test_writers_that_finish_one_after_another(tmp_path, vocab, cells):
     first.finish()
     second.write("a", cells[0].take(np.arange(1)), np.array(["a1"]))
     assert second.finish().names.tolist() == ["a1", "b1", "b2"]
+
+
+def test_one_record_is_read_for_a_shard_of_another_process(tmp_path, vocab, cells, monkeypatch):
+    first, second = (TokenStoreWriter(tmp_path / "store", vocab, CONFIG, origin=ORIGIN) for _ in range(2))
+    for key in "abcd":
+        first.write(key, cells[0].take(np.arange(1)), np.array([key]))
+    parsed = []
+    from_dict = shards.Record.from_dict
+    monkeypatch.setattr(shards.Record, "from_dict", lambda values: parsed.append(values["key"]) or from_dict(values))
+    assert [second.has(key) for key in "cax"] == [True, True, False]
+    assert parsed == ["c", "a"]
+    (tmp_path / "store" / "shards" / "b.tokens").write_bytes(b"half")
+    (tmp_path / "store" / "shards" / "d.json").write_text("[")
+    assert not second.has("b")
+    assert not second.has("d")
+
+
+def test_a_reader_that_comes_in_while_a_store_is_replaced(tmp_path, vocab, cells, monkeypatch):
+    folder, next_ = tmp_path / "store", tmp_path / ".store.next"
+    write(folder, vocab, cells)
+    real, found = os.replace, []
+    reading = threading.Thread(target=lambda: found.append(TokenStore(folder)))
+
+    def slowly(source, target):
+        if Path(source) == next_:
+            reading.start()
+            time.sleep(0.1)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    store = write(folder, vocab, cells, keys=[1, 4], overwrite=True, origin={"file": "new"})
+    reading.join(10)
+    assert [x.digest for x in found] == [store.digest]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_appending_keeps_positions(tmp_path, vocab, cells, monkeypatch):

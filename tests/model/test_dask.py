@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
 import dask.array as da
 import numpy as np
 import pytest
+import torch
 from distributed import Client, LocalCluster
 from scipy import sparse
 
 import scanpy_scgpt as scgpt
-from scanpy_scgpt.model import active_client
+from scanpy_scgpt.model import Embedder, _dask, active_client
+from scanpy_scgpt.tokenizer import match_genes
 
 SETTINGS = {"min_genes": 1, "device": "cpu", "backend": "torch"}
 
@@ -89,6 +94,39 @@ def test_a_bad_value_on_a_worker_is_told(counts, checkpoint, client):
     lazy = ad.AnnData(bad, obs=counts.obs.copy(), var=counts.var.copy())
     with client.as_current(), pytest.raises(ValueError, match="NaN or infinite values"):
         scgpt.tl.embed(lazy, checkpoint, **SETTINGS)
+
+
+@pytest.mark.parametrize(("n_threads", "most"), [(1, 3), (3, 1)])
+def test_threads_of_a_worker_do_not_multiply(counts, checkpoint, monkeypatch, n_threads, most):
+    """Three tasks in one process: as many batches at a time as there are threads, not three times as many."""
+    ids = match_genes(counts.var_names, checkpoint.vocab).ids
+    job = _dask.EmbedJob(checkpoint, checkpoint.tokenizer, 0, ids, "X", {"device": "cpu", "backend": "torch"})
+    lock, running, seen = threading.Lock(), [], []
+    embed = Embedder.embed_tokens
+
+    def noted(self, tokens):
+        with lock:
+            running.append(1)
+            seen.append(len(running))
+        time.sleep(0.3)
+        try:
+            return embed(self, tokens)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(Embedder, "embed_tokens", noted)
+    monkeypatch.setattr(_dask, "_READY", {})
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    names = counts.obs_names.to_numpy()[:20]
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            results = list(pool.map(lambda _: job(counts.X[:20], names)[0], range(3)))
+    finally:
+        torch.set_num_threads(before)
+    assert max(seen) == most
+    for vectors in results[1:]:
+        np.testing.assert_allclose(vectors, results[0], atol=1e-6)
 
 
 def dies_once(block: np.ndarray, flag: str) -> sparse.csr_matrix:

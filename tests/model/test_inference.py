@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +96,71 @@ def test_threads_change_nothing_and_are_given_back(tokens, n_threads):
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
+class _Waiting:
+    """An engine whose batches wait until told; it notes how many threads PyTorch uses for them."""
+
+    collate_ahead, n_threads, max_padding = False, 2, 1.0
+
+    def __init__(self):
+        self.begun, self.go, self.seen = threading.Event(), threading.Event(), []
+
+    def collate(self, tokens, cells):
+        return cells
+
+    def start(self, cells):
+        self.seen.append(torch.get_num_threads())
+        self.begun.set()
+        assert self.go.wait(10)
+        return lambda: np.zeros((len(cells), 1), np.float32)
+
+    def release(self):
+        pass
+
+
+def test_calls_that_overlap_leave_the_number_of_threads(tokens):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    engines, found = [_Waiting(), _Waiting()], []
+
+    def call(engine):
+        budget, out = _workers.Budget(100), np.empty((len(tokens), 1), np.float32)
+        _workers.run([engine], tokens, budget, out)
+        found.append(torch.get_num_threads())
+
+    calls = [threading.Thread(target=call, args=(engine,)) for engine in engines]
+    try:
+        for thread, engine in zip(calls, engines, strict=True):
+            thread.start()
+            assert engine.begun.wait(10)
+        for thread, engine in zip(calls, engines, strict=True):  # the first ends before the second
+            engine.go.set()
+            thread.join(10)
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        later.start()
+        later.join(10)
+        assert found == [3, 3, 3]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert {n for engine in engines for n in engine.seen} == {1}
+
+
+def test_threads_that_cannot_be_started_are_an_error(tokens, monkeypatch):
+    engine, submit = _Waiting(), _workers.ThreadPoolExecutor.submit
+    engine.n_threads = 3
+
+    def full(pool, *args):
+        if pool._threads:
+            raise RuntimeError("can't start new thread")
+        return submit(pool, *args)
+
+    monkeypatch.setattr(_workers.ThreadPoolExecutor, "submit", full)
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        _workers.run([engine], tokens, _workers.Budget(100), np.empty((len(tokens), 1), np.float32))
+    assert torch.get_num_threads() == before
+
+
 def test_gene_vectors_are_the_normalised_table():
     checkpoint = _checkpoint()
     vectors = Embedder(checkpoint, device="cpu").gene_vectors(np.array([3, -1, 50]))
@@ -132,6 +202,7 @@ OUT_OF_MEMORY = {
     "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried"),
     "python": MemoryError("no room"),
+    "pinned": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
 }
 
 
@@ -159,6 +230,65 @@ def test_a_batch_that_does_not_fit_is_halved(tokens, caplog, monkeypatch, error,
     assert embedder.max_tokens == 4096  # what was asked for
     failed = [size for size in small.sizes if size > 150]
     assert len(failed) < 12  # later batches, those of the second call too, are small from the start
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_batch_that_cannot_be_put_together_is_halved(tokens, monkeypatch, ahead):
+    embedder = Embedder(_checkpoint(), device="cpu")
+    expected = embedder.embed_tokens(tokens)
+    engine, released = embedder.engines[0], []
+    collate = engine.collate
+
+    def pinned(tokens, cells):
+        if tokens.lengths[cells].sum() > 150:
+            raise OUT_OF_MEMORY["pinned"]
+        return collate(tokens, cells)
+
+    monkeypatch.setattr(engine, "collate_ahead", ahead)
+    monkeypatch.setattr(engine, "collate", pinned)
+    monkeypatch.setattr(engine, "release", lambda: released.append(True))
+    np.testing.assert_allclose(embedder.embed_tokens(tokens), expected, atol=1e-5)
+    assert released
+
+
+def test_memory_is_given_back_when_nothing_holds_it(tokens, monkeypatch):
+    """A traceback holds what the functions in it have allocated: it must be gone when the cache is emptied."""
+    embedder = Embedder(_checkpoint(), device="cpu")
+    engine, held, alive = embedder.engines[0], [], []
+    start = engine.start
+
+    def short(batch):
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        if len(held) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return start(batch)
+
+    monkeypatch.setattr(engine, "start", short)
+    monkeypatch.setattr(engine, "release", lambda: alive.append(held[0]() is not None))
+    gc.disable()
+    try:
+        embedder.embed_tokens(tokens)
+    finally:
+        gc.enable()
+    assert alive == [False]
+
+
+def test_memory_is_pinned_for_the_gpu_of_the_engine(tokens, monkeypatch):
+    current, pinned = [torch.device("cuda", 0)], []
+
+    @contextmanager
+    def device(gpu):
+        current.append(gpu)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(current[-1]) or x)
+    encoder, gpu = Embedder(_checkpoint(), device="cpu").encoder, torch.device("cuda", 1)
+    marks = _engines.Marks(VOCAB.pad_id, VOCAB.cls_id, 51)
+    _engines.TorchEngine(encoder, gpu, marks, packed=True).collate(tokens, np.arange(5))
+    assert set(pinned) == {gpu}
 
 
 def test_a_cell_that_does_not_fit(tokens):

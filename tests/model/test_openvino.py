@@ -106,7 +106,8 @@ def test_taken_by_itself_for_many_cells(checkpoint, tokens, monkeypatch):
 
 
 @needs_openvino
-def test_vectors_that_are_off_are_an_error(checkpoint, tokens, monkeypatch, caplog):
+@pytest.mark.parametrize("call", ["expect", "embed_blocks"])
+def test_vectors_that_are_off_are_an_error(checkpoint, tokens, monkeypatch, caplog, call):
     def spoiled(*_):
         return np.ones((1, 64), dtype=np.float32)
 
@@ -116,7 +117,7 @@ def test_vectors_that_are_off_are_an_error(checkpoint, tokens, monkeypatch, capl
     monkeypatch.setattr(Embedder, "_openvino_pays", lambda *_: True)
     embedder = Embedder(checkpoint, device="cpu")
     with caplog.at_level("WARNING", logger="scanpy_scgpt"):
-        embedder.embed_blocks([tokens], n_obs=30)
+        embedder.expect(30) if call == "expect" else embedder.embed_blocks([tokens], n_obs=30)
     assert "Going on with PyTorch: OpenVINO gives other vectors" in caplog.text
     assert embedder.record()["backend"] == "torch"
 

@@ -1,9 +1,13 @@
-"""A pretraining run as a user starts it: `python script.py OUT FILES '{"setting": value}'`."""
+"""A pretraining run as a user starts it: `python script.py OUT FILES '{"setting": value}'`.
+
+With `stand_at` in the settings it makes the file `OUT/standing` before that step and waits there to be killed.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -11,11 +15,22 @@ import torch
 
 from scanpy_scgpt import pretrain, settings
 from scanpy_scgpt.tokenizer import GeneVocab
+from scanpy_scgpt.train import TrainingPlan
+
+
+def stand(plan: TrainingPlan, *_: object) -> None:
+    if plan.global_step >= stand_at:
+        (out / "standing").touch()
+        time.sleep(3600)
+
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     settings.progress_bar = False
     out, folder, changes = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    stand_at = changes.pop("stand_at", None)
+    if stand_at is not None:
+        TrainingPlan.on_train_batch_start = stand
     vocab = GeneVocab([f"G{j}" for j in range(60)])
     pretrain.run(sorted(folder.glob("*.h5ad")), out, vocab=vocab, accelerator="cpu", **changes)

@@ -37,10 +37,23 @@ def test_two_processes_train_what_one_trains(start_run, run_here, tmp_path):
             expected, found = torch.cat([q, v]), torch.cat([found_q, found_v])
         assert (found - expected).norm() <= 1e-5 * expected.norm(), name
     assert two.info["losses"] == pytest.approx(one.info["losses"], rel=1e-5)
+    assert two.info["mean_bin_mse"] == one.info["mean_bin_mse"]
     metrics = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two")]
     pd.testing.assert_frame_equal(metrics[1][sorted(metrics[0])], metrics[0][sorted(metrics[0])], rtol=1e-4)
     written = {path.name for path in (tmp_path / "two").iterdir()}
     assert written == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_a_model_that_cannot_be_written_ends_all_processes(start_run, tmp_path):
+    (tmp_path / "model").write_text("not a folder")
+    started = start_run(tmp_path, devices=2, max_steps=1)
+    try:
+        errors = started.communicate(timeout=120)[1]
+    finally:
+        started.kill()
+    assert started.returncode != 0
+    assert "FileExistsError" in errors
+    assert f"RuntimeError: Another process could not make the model in {tmp_path / 'model'}; its error" in errors
 
 
 def test_more_processes_than_cells_of_a_step(run_here, tmp_path):

@@ -15,22 +15,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*GPU available but not used.*"),
 ]
 
-SETTINGS = {"max_steps": 120, "dropout": 0.2, "epoch_steps": 4, "batch_size": 48, "max_tokens": 400}
+SETTINGS = {"max_steps": 24, "dropout": 0.2, "epoch_steps": 4, "batch_size": 48, "max_tokens": 400}
 
 
 def test_kill_9_changes_nothing(start_run, run_here, tmp_path):
-    killed = start_run(tmp_path / "parts", **SETTINGS)
-    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 60
-    while not last.is_file() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.1)  # into the steps after it, or into writing the next one
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    stood = torch.load(last, weights_only=True)["global_step"]
-    assert 0 < stood < SETTINGS["max_steps"]
-    assert stood % SETTINGS["epoch_steps"] == 0
+    """Killed before step 10, two steps after a checkpoint."""
+    killed = start_run(tmp_path / "parts", stand_at=10, **SETTINGS)
+    try:
+        while not (tmp_path / "parts" / "standing").exists() and killed.poll() is None:
+            time.sleep(0.02)  # however long it takes: the run waits, or ends with an error
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        errors = killed.communicate()[1]
+    assert killed.returncode == -signal.SIGKILL, errors
+    last = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 8
     assert not (tmp_path / "parts" / "model").exists()
     resumed, whole = (run_here(tmp_path / name, **SETTINGS) for name in ("parts", "whole"))
     assert resumed.info["losses"] == whole.info["losses"]

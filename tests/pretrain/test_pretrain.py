@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 
 import anndata as ad
@@ -14,7 +15,7 @@ from scipy import sparse
 
 from scanpy_scgpt import io, pretrain
 from scanpy_scgpt.pretrain._gene_table import coexpression_table
-from scanpy_scgpt.pretrain._resume import _different, identity_of
+from scanpy_scgpt.pretrain._resume import _different, identity_of, join_metrics, prepare_folder
 from scanpy_scgpt.tokenizer import GeneVocab, Tokens
 
 SMALL = {
@@ -171,6 +172,24 @@ def test_only_the_same_run_goes_on(files, tmp_path, caplog):
         pretrain.run(files, tmp_path, **again)
 
 
+def test_files_are_on_disk_before_they_replace_others(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        whole = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, whole=whole: (done.append(name), whole(*given))[1])
+    identity = identity_of([], VOCAB, asdict(pretrain.PretrainConfig()), rng=0)
+    (tmp_path / "metrics.csv").write_text("step,train_loss\n3,0.10\n")
+    prepare_folder(tmp_path, identity, resumed=True)
+    assert done[:2] == ["fsync", "replace"]
+    assert done.count("replace") == 2, "the metrics and run.json"
+    assert all(done[i - 1] == "fsync" for i, name in enumerate(done) if name == "replace")
+    assert (tmp_path / "metrics-earlier.csv").read_text() == "step,train_loss\n3,0.10\n"
+    assert json.loads((tmp_path / "run.json").read_text()) == identity
+    join_metrics(tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "step,train_loss\n3,0.10\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "run.json"}
+
+
 def test_a_run_goes_on_with_other_micro_batches(files):
     """Where no term depends on them; a checkpoint whose steps were counted in another way is not taken."""
     identity = lambda **changes: identity_of(files, VOCAB, asdict(pretrain.PretrainConfig(**changes)), rng=0)  # noqa: E731
@@ -262,11 +281,13 @@ def test_the_gene_table_follows_coexpression():
 def test_a_cell_is_held_out_by_its_name():
     tokens = Tokens(np.arange(0, 3001, 3), np.zeros(3000, np.int32), np.ones(3000, np.uint8))
     names = np.array([f"c{i}" for i in range(1000)], dtype=object)
-    corpus = pretrain.Corpus(tokens, names, names)
+    study = pd.Categorical(names)
+    corpus = pretrain.Corpus(tokens, names, study)
     training, held = corpus.split(share=0.1, rng=0)
     assert len(np.intersect1d(training, held)) == 0
     assert len(training) + len(held) == 1000
     assert 60 < len(held) < 140
     order = np.random.default_rng(0).permutation(1000)
-    moved = pretrain.Corpus(tokens, names[order], names).split(share=0.1, rng=0)[1]
+    blocks = np.array_split(names[order], 3)
+    moved = pretrain.Corpus(tokens, blocks, study).split(share=0.1, rng=0)[1]
     assert set(names[order][moved]) == set(names[held])

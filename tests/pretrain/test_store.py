@@ -10,6 +10,7 @@ from scipy import sparse
 
 import scanpy_scgpt as scgpt
 from scanpy_scgpt import pretrain
+from scanpy_scgpt.pretrain._corpus import build_corpus, store_corpus
 
 SMALL = {
     "d_model": 16,
@@ -59,6 +60,24 @@ def test_a_store_trains_as_its_files_do(files, store, vocab, tmp_path):
         torch.testing.assert_close(from_store.weights[name], tensor, rtol=0, atol=0)
     again = pretrain.run(store, tmp_path / "store", accelerator="cpu", **SMALL)
     assert again.info["losses"] == from_store.info["losses"], "the run is known again by the store"
+
+
+def test_what_is_held_of_each_cell_of_a_store(files, store, vocab, tmp_path, monkeypatch):
+    """Neither names nor row pointers of all cells; the split is that of the files."""
+    held = store_corpus(scgpt.disk.TokenStore(store))
+    whole = build_corpus(files, scgpt.tokenizer.Tokenizer(vocab, held.tokens.config), rng=0)
+    for here, there in zip(held.split(share=0.3, rng=4), whole.split(share=0.3, rng=4), strict=True):
+        np.testing.assert_array_equal(here, there)
+    np.testing.assert_array_equal(np.concatenate(list(held.names)), whole.names)
+    assert held.study.tolist() == whole.study.tolist()
+    assert held.study.codes.dtype == np.int8
+    assert not {"names", "indptr"} & set(vars(held.tokens))
+
+    def refuse(_store):
+        raise AssertionError
+
+    monkeypatch.setattr(scgpt.disk.TokenStore, "indptr", property(refuse))
+    pretrain.run(store, tmp_path / "out", accelerator="cpu", panel_share=0.5, **SMALL)
 
 
 def test_stores_that_do_not_fit(files, store, vocab, tmp_path):

@@ -228,12 +228,13 @@ def test_lists_of_files(cells, checkpoint, tmp_path):
         scgpt.tl.embed([], checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
 
 
-def test_a_compressed_file_works_and_says_what_is_faster(counts, checkpoint, in_memory, tmp_path, caplog):
+def test_a_compressed_file_works_and_says_what_is_faster(counts, checkpoint, in_memory, tmp_path, caplog, monkeypatch):
     counts.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
     with caplog.at_level("WARNING", logger="scanpy_scgpt"):
         scgpt.tl.embed(tmp_path / "cells.h5ad", checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
     assert re.search(r"is compressed \(gzip\).*Rewrite it once: disk.rewrite\('.*cells.h5ad', '.*'\)", caplog.text)
     np.testing.assert_allclose(read(tmp_path / "x.zarr").obsm["X_scgpt"], in_memory, atol=1e-6)
+    monkeypatch.chdir(tmp_path)
     line = caplog.text.split("Rewrite it once: ")[1].split("\n")[0]
     plain = eval(line, {"disk": scgpt.disk})
     caplog.clear()
@@ -245,7 +246,7 @@ def test_a_compressed_file_works_and_says_what_is_faster(counts, checkpoint, in_
 def test_a_matrix_by_columns_is_refused_with_the_way_out(counts, checkpoint, tmp_path):
     counts.X = counts.X.tocsc()
     counts.write_h5ad(tmp_path / "cells.h5ad")
-    with pytest.raises(ValueError, match=r"by columns \(CSC\).*disk.rewrite\(path, out\)"):
+    with pytest.raises(ValueError, match=r"by columns \(CSC\).*disk.rewrite\('.*cells.h5ad', 'cells-rows.h5ad'\)"):
         scgpt.tl.embed(tmp_path / "cells.h5ad", checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
     assert not (tmp_path / "x.zarr.part").exists()
 
@@ -256,3 +257,36 @@ def test_a_file_that_was_cut_off(counts, checkpoint, tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(OSError, match="cells.h5ad is cut off or damaged: .* bytes are there"):
         scgpt.tl.embed(path, checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
+
+
+def test_a_file_without_cells(counts, checkpoint, tmp_path):
+    counts[:0].copy().write_h5ad(tmp_path / "none.h5ad")
+    counts.write_h5ad(tmp_path / "cells.h5ad")
+    scgpt.tl.embed(tmp_path / "none.h5ad", checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
+    assert read(tmp_path / "x.zarr").obsm["X_scgpt"].shape == (0, 16)
+    scgpt.tl.embed(tmp_path / "cells.h5ad", checkpoint, out=tmp_path / "y.zarr", shard=(3, 4), **SETTINGS)
+    assert not (tmp_path / "y.zarr").exists(), "a share without a block is done at once"
+
+
+def test_errors_name_the_file_and_the_way_out(counts, checkpoint, tmp_path):
+    good, bad, few = (tmp_path / f"{name}.h5ad" for name in ("good", "bad", "few"))
+    counts.write_h5ad(good)
+    counts[:, :5].copy().write_h5ad(few)
+    with pytest.raises(scgpt.tokenizer.GeneMatchError, match=r"few.h5ad: .* of 5 genes"):
+        scgpt.tl.embed([good, few], checkpoint, out=tmp_path / "x.zarr", **{**SETTINGS, "min_genes": 100})
+    counts.X = counts.X.astype(np.float32)
+    counts.X.data[7] = np.nan
+    counts.write_h5ad(bad)
+    with pytest.raises(ValueError, match=r"bad.h5ad: X: one of its blocks holds 1 NaN .* a.write_h5ad\('new.h5ad'\)"):
+        scgpt.tl.embed([good, bad], checkpoint, out=tmp_path / "x.zarr", **SETTINGS)
+
+
+def test_a_key_with_a_slash(counts, checkpoint):
+    with pytest.raises(ValueError, match="key_added='my/key': a name with a slash"):
+        scgpt.tl.embed(counts, checkpoint, key_added="my/key", **SETTINGS)
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(cells, checkpoint_folder, tmp_path, capsys):
+    arguments = ["embed", str(cells), "--out", str(tmp_path / "x.zarr"), "--model", str(checkpoint_folder)]
+    assert main([*arguments, "--layer", "nope"]) == 1
+    assert "There is no layer 'nope'" in capsys.readouterr().err

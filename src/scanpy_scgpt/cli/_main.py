@@ -24,6 +24,9 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--layer", help="layer with the counts")
     embed.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, cuda:1, ... (auto)")
     embed.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(auto)")
+    embed.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="(auto)")
+    embed.add_argument("--min-genes", type=int, default=200, help="fewest genes found in the vocabulary (200)")
+    embed.add_argument("--max-tokens", type=int, help="most tokens of a batch")
     embed.add_argument("--shard", type=_shard, metavar="WHICH/OF", help="share of the cells, such as 0/4 to 3/4")
     embed.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
     commands.add_parser("models", help="list the models that are there")
@@ -47,11 +50,14 @@ def _embed(args: argparse.Namespace) -> None:
         layer=args.layer,
         device=args.device,
         precision=args.precision,
+        backend=args.backend,
+        min_genes=args.min_genes,
+        max_tokens=args.max_tokens,
         out=args.out,
         overwrite=args.overwrite,
         shard=args.shard,
     )
-    print(path)
+    print(path if path.exists() else f"{path} waits for the other shares")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             for name in models.available():
                 print(models.load(name).label)
-    except (ValueError, OSError) as error:
-        print(f"scanpy-scgpt {args.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"scanpy-scgpt {args.command}: {text}", file=sys.stderr)
         return 1
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -13,6 +14,9 @@ from scanpy_scgpt.tokenizer import Tokens
 
 from ._collate import batches_by_length
 from ._generative import on_panel, panel_of_genes, split_generative, split_sizes
+
+if TYPE_CHECKING:
+    from scanpy_scgpt.disk import TokenStore
 
 
 class GenerativeBatches(Dataset[GenerativeStep]):
@@ -25,7 +29,7 @@ class GenerativeBatches(Dataset[GenerativeStep]):
     Parameters
     ----------
     tokens
-        All cells.
+        All cells, in memory or in a token store.
     cells
         Positions of the cells that take part.
     batch_size
@@ -49,7 +53,7 @@ class GenerativeBatches(Dataset[GenerativeStep]):
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Tokens | TokenStore,
         cells: np.ndarray,
         *,
         batch_size: int,
@@ -101,7 +105,7 @@ class GenerativeBatches(Dataset[GenerativeStep]):
             lengths = whole.masked(panel[whole.gene_ids]).lengths
             mine = on_panel(self.tokens.take(cells), panel, n_bins=self.n_bins)
         else:
-            lengths = self.tokens.indptr[everyone + 1] - self.tokens.indptr[everyone]
+            lengths = self.tokens.lengths_of(everyone)
             mine = self.tokens.take(cells)
         n_targets, _ = split_sizes(lengths, ratio=ratio, max_length=self.max_length)
         own, n_all = n_targets[self.rank :: self.world], max(int(n_targets.sum()), 1)

@@ -247,7 +247,8 @@ def _conversion(path: Path, suffix: str) -> str:
     if reader is None:
         return " Give the path of an .h5ad file or a .zarr folder."
     line = reader.format(path=str(path), folder=str(path.parent))
-    return f" Convert it: {line}.write_h5ad({str(path.with_suffix('.h5ad'))!r})."
+    out = path.with_suffix(".h5ad") if path.suffix != ".h5ad" else path.with_name(f"{path.stem}-cells.h5ad")
+    return f" Convert it: {line}.write_h5ad({str(out)!r})."
 
 
 def open_cells(path: str | os.PathLike[str], *, modality: str | None = None) -> CellFile:

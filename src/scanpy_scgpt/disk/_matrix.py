@@ -295,8 +295,8 @@ class DiskMatrix:
             )
         else:
             return None
-        out = self.path.with_name(f"{self.path.stem}-plain{self.path.suffix or '.zarr'}")
-        line = f"disk.rewrite({str(self.path)!r}, {str(out)!r})"
+        out = f"{self.path.stem}-plain{'.h5ad' if self.path.suffix.startswith('.h5') else '.zarr'}"
+        line = f"disk.rewrite({str(self.path)!r}, {out!r})"
         return self._text(f"{reason}: blocks of cells are read slowly. Rewrite it once: {line}")
 
     def close(self) -> None:

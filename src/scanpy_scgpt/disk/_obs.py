@@ -10,6 +10,7 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from scanpy_scgpt._keys import FILE
+from scanpy_scgpt._logging import get_logger
 
 from ._stored import attribute, opened
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ._stored import Node
 
 _NAMES = 2**14  # names or texts in memory at a time
+logger = get_logger(__name__)
 _FRAME = {"encoding-type": "dataframe", "encoding-version": "0.2.0"}
 _TEXT = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 
@@ -41,6 +43,9 @@ def write_obs(group: Node, files: Sequence[CellFile], extra: Mapping[str, Any] |
 
     extra = {**(_file_column(files) if len(files) > 1 else {}), **(extra or {})}
     common = [name for name in files[0].obs_columns if all(name in file.obs_columns for file in files[1:])]
+    lost = dict.fromkeys(name for file in files for name in file.obs_columns if name not in common)
+    if lost:
+        logger.info("obs: columns that not every file has are left out: %s.", ", ".join(lost))
     common = [name for name in common if name not in extra]
     indices = {file.index_name for file in files}
     index = indices.pop() if len(indices) == 1 and not indices & {*common, *extra} else "_index"

@@ -51,7 +51,8 @@ def rewrite(
     modality
         Modality of a MuData.
     overwrite
-        Replace what stands at `out`; it stays until the new file is complete.
+        Replace what stands at `out`; it stays until the new file is complete. The new one is written to a hidden file
+        beside it: one call at a time for the same `out`.
 
     Returns
     -------
@@ -71,13 +72,16 @@ def rewrite(
     if chunk < 1:
         msg = f"chunk={chunk}: use 1 or more values per chunk; {_CHUNK:,} are a good start."
         raise ValueError(msg)
+    draft, old = (out.with_name(f".{out.name}.{role}") for role in ("part", "old"))
+    if old.exists() and not out.exists():  # a call was killed while it put its file in place
+        old.rename(out)
     if out.exists() and not overwrite:
         msg = f"out={str(out)!r} exists. Name another place, or pass overwrite=True."
         raise FileExistsError(msg)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    _remove(draft)  # of a call that was killed
     try:
         _write(cells, draft, is_zarr=out.suffix == ".zarr", chunk=chunk)
-        _place(draft, out)
+        _place(draft, out, old)
     finally:
         _remove(draft)
     logger.info("rewrite: %s cells · %s → %s", f"{cells.n_obs:,}", cells.path, out)
@@ -115,12 +119,12 @@ def _elements(cells: CellFile) -> list[str]:
         return [name for name in node if name not in parts and not is_absent(node, name)] + inner
 
 
-def _place(draft: Path, out: Path) -> None:
-    """Put a finished draft in the place of what is there."""
+def _place(draft: Path, out: Path, old: Path) -> None:
+    """Put a finished draft in the place of what is there, which lies at `old` for a moment."""
+    _remove(old)
     if not out.exists() or (out.is_file() and draft.is_file()):
         os.replace(draft, out)
         return
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
     out.rename(old)
     draft.rename(out)
     _remove(old)

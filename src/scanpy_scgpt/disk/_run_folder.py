@@ -19,6 +19,7 @@ from ._shards import write_file
 
 logger = get_logger(__name__)
 _RUN = "run.json"
+_OF_ZARR = (".zgroup", "zarr.json")
 
 
 def _differences(old: object, new: object, *, at: str = "") -> list[str]:
@@ -60,7 +61,7 @@ class RunFolder:
     def __init__(
         self, out: str | os.PathLike[str], identity: Mapping[str, Any], *, found: str | None, overwrite: bool = False
     ) -> None:
-        self.out = Path(out)
+        self.out = Path(out).expanduser()
         self.path = self.out.with_name(f"{self.out.name}.part")
         self.identity = json.loads(json.dumps(identity))
         self.digest = hashlib.blake2b(json.dumps(self.identity, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -70,6 +71,9 @@ class RunFolder:
         self.finished = self.out.exists() and found == self.digest
         if self.finished:
             return
+        if self.out.is_dir() and not any((self.out / name).exists() for name in _OF_ZARR):
+            msg = f"out={str(self.out)!r} is a folder, and no zarr file: it is left alone. Name another place."
+            raise FileExistsError(msg)
         if self.out.exists() and not overwrite:
             msg = (
                 f"out={str(self.out)!r} exists and is not the result of this call (other input, model or settings). "
@@ -88,8 +92,14 @@ class RunFolder:
                 old = self._record(self.path)
                 if old == self.identity:
                     return
-            if not overwrite:
-                what = ", ".join(_differences(old, self.identity)[:5]) if old else "no readable run.json"
+            if old is None:
+                msg = (
+                    f"{self.path} is in the way: it has no readable run.json, so it is not the beginnings of a run. "
+                    "Move it, or name another place."
+                )
+                raise FileExistsError(msg)
+            if not overwrite and self._has_work():
+                what = ", ".join(_differences(old, self.identity)[:5])
                 msg = (
                     f"{self.path} holds the beginnings of another run (different: {what}). Repeat that call to finish "
                     "it, delete the folder, or pass overwrite=True to start anew."
@@ -105,10 +115,18 @@ class RunFolder:
             return None
         return found if isinstance(found, dict) else None
 
+    def _has_work(self) -> bool:
+        """Whether anything is done in the folder that would be lost."""
+        return any(any((self.path / name).glob("*")) for name in ("done", "tokens/shards"))
+
     def _made(self) -> bool:
         """Put a folder with the record in place, whole or not at all; False when something is there."""
         draft = self.out.with_name(f".{self.out.name}.{uuid.uuid4().hex}")
-        draft.mkdir()
+        try:
+            draft.mkdir()
+        except PermissionError as error:
+            msg = f"out={str(self.out)!r}: {self.out.parent.resolve()} cannot be written to. Name another place."
+            raise PermissionError(error.errno, msg) from None
         write_file(draft / _RUN, [json.dumps(self.identity, indent=1).encode()])
         try:
             draft.rename(self.path)

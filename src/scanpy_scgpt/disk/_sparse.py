@@ -66,56 +66,68 @@ def write_sparse_layer(
             with h5py.File(path, "w") as root:
                 write_rest(root, uns=uns, var=var, filled="layers")
                 write_obs(root, files)
-                _fill(_H5Group(root["layers"].create_group(layer)), blocks, shape)
+                _fill(root["layers"].create_group(layer), blocks, shape)
         else:
             import zarr
 
             root = zarr.open_group(path, mode="w", zarr_format=2)
             write_rest(root, uns=uns, var=var, filled="layers")
             write_obs(root, files)
-            _fill(_ZarrGroup(root["layers"].create_group(layer)), blocks, shape)
-            zarr.consolidate_metadata(path)
+            _fill(root["layers"].create_group(layer), blocks, shape)
     except OSError as error:
         raise disk_error(error, path.parent, done=0, n=1) from None
     return path
 
 
-class _H5Group:
-    def __init__(self, group: Any) -> None:
-        self.group = group
-
-    def growing(self, name: str, dtype: str) -> Any:
-        return self.group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,))
-
-    @staticmethod
-    def append(array: Any, values: np.ndarray) -> None:
-        n = array.shape[0]
-        array.resize((n + len(values),))
-        array[n:] = values
-
-
-class _ZarrGroup:
-    def __init__(self, group: Any) -> None:
-        self.group = group
-
-    def growing(self, name: str, dtype: str) -> Any:
-        return self.group.create_array(name, shape=(0,), dtype=dtype, chunks=(_CHUNK,), compressors=None)
-
-    @staticmethod
-    def append(array: Any, values: np.ndarray) -> None:
-        array.append(values)
+def _new_array(group: Any, name: str, dtype: str, n: int | None) -> Any:
+    """An array of `n` values without compression, or an empty one that grows."""
+    if not hasattr(group, "id"):
+        chunk = _CHUNK if n is None else min(_CHUNK, n)
+        array = group.create_array(name, shape=(n or 0,), dtype=dtype, chunks=(chunk,), compressors=None)
+    elif n is None:
+        array = group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,))
+    else:
+        array = group.create_dataset(name, (n,), dtype)
+    array.attrs.update(_ARRAY)
+    return array
 
 
-def _fill(target: _H5Group | _ZarrGroup, blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int]) -> None:
-    target.group.attrs.update({**_CSR, "shape": list(shape)})
-    arrays = {name: target.growing(name, dtype) for name, dtype in (("data", "uint8"), ("indices", "int32"))}
-    indptr = target.growing("indptr", "int64")
-    for array in (*arrays.values(), indptr):
-        array.attrs.update(_ARRAY)
-    target.append(indptr, np.zeros(1, np.int64))
+class _Filled:
+    """An array that is filled from the front, by whole chunks: smaller pieces are collected first."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.written = array, 0
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, values: np.ndarray) -> None:
+        self._waiting.append(values)
+        n = sum(map(len, self._waiting))
+        if n >= _CHUNK:
+            self._write(n - n % _CHUNK)
+
+    def close(self) -> None:
+        """Write the rest."""
+        self._write(sum(map(len, self._waiting)))
+
+    def _write(self, n: int) -> None:
+        values, end = np.concatenate([*self._waiting, np.zeros(0, self.array.dtype)]), self.written + n
+        if end > self.array.shape[0]:
+            self.array.resize((end,))
+        if n:
+            self.array[self.written : end] = values[:n]
+        self.written, self._waiting = end, [values[n:].copy()]
+
+
+def _fill(group: Any, blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int]) -> None:
+    group.attrs.update({**_CSR, "shape": list(shape)})
+    data, indices = (_Filled(_new_array(group, *which, None)) for which in (("data", "uint8"), ("indices", "int32")))
+    indptr = _Filled(_new_array(group, "indptr", "int64", shape[0] + 1))
+    indptr.add(np.zeros(1, np.int64))
     written = 0
     for block in blocks:
-        target.append(arrays["data"], block.data)
-        target.append(arrays["indices"], block.indices)
-        target.append(indptr, block.indptr[1:].astype(np.int64) + written)
+        data.add(block.data)
+        indices.add(block.indices)
+        indptr.add(block.indptr[1:].astype(np.int64) + written)
         written += block.nnz
+    for array in (data, indices, indptr):
+        array.close()

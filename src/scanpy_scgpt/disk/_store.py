@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from ._shards import Record, Shard, checksum_of, copy_cells, data_path, locate
 logger = get_logger(__name__)
 FORMAT, VERSION = "scanpy-scgpt token store", 1
 MANIFEST, VOCAB, SHARDS = "manifest.json", "vocab.json", "shards"
+_SWAP = 0.5  # seconds; a replacement takes two renames
 _MOST_OPEN = 256  # shards that are mapped at a time; each holds a file handle
 
 
@@ -30,9 +33,21 @@ def beside(folder: Path, role: str) -> Path:
 
 
 def put_back(folder: Path) -> None:
-    """Undo a replacement that was killed half-way."""
-    if not folder.exists() and (beside(folder, "old") / MANIFEST).is_file():
-        os.replace(beside(folder, "old"), folder)
+    """Undo a replacement that was killed half-way. For writers: a reader may have come into one that goes on."""
+    if _is_replaced(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.replace(beside(folder, "old"), folder)
+
+
+def _is_replaced(folder: Path) -> bool:
+    return not folder.exists() and (beside(folder, "old") / MANIFEST).is_file()
+
+
+def _await_replacement(folder: Path) -> None:
+    """Let a replacement that is under way come to its end; what is half-way then was killed, and is undone."""
+    if _is_replaced(folder):
+        time.sleep(_SWAP)
+        put_back(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -87,7 +102,7 @@ class TokenStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser().resolve()
-        put_back(self.folder)
+        _await_replacement(self.folder)
         manifest = read_manifest(self.folder)
         if not manifest["complete"]:
             msg = (

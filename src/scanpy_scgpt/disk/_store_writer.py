@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -151,9 +152,11 @@ class TokenStoreWriter:
         return shard_key in self._records or self._look(shard_key)
 
     def _look(self, key: str) -> bool:
-        """Whether another process has written the shard meanwhile."""
-        if record_path(self._shards, key).exists():
-            self._records = read_records(self._shards)
+        """Whether another process has written the shard meanwhile; the others are not looked at."""
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):  # as in `read_records`
+            record = Record.from_dict(json.loads(record_path(self._shards, key).read_text(encoding="utf-8")))
+            if record.key == key and data_path(self._shards, key).stat().st_size == record.n_bytes:
+                self._records[key] = record
         return key in self._records
 
     def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -158,6 +159,14 @@ def _plain_h5(dataset: h5py.Dataset) -> _Plain | None:
     return _Plain(file.filename, chunk, dataset.dtype.itemsize, offsets)
 
 
+def _is_bytes(codecs: Any, *orders: str | None) -> bool:
+    """Whether the codecs of zarr 3 leave the bytes as they are, in one of these orders (None: single bytes)."""
+    if [type(codec).__name__ for codec in codecs] != ["BytesCodec"]:
+        return False
+    order = codecs[0].endian
+    return getattr(order, "value", order) in orders
+
+
 def _plain_zarr(array: zarr.Array) -> _Plain | None:
     metadata, root = getattr(array, "metadata", None), getattr(array.store, "root", None)
     if array.ndim != 1 or root is None or not hasattr(metadata, "encode_chunk_key"):
@@ -165,20 +174,20 @@ def _plain_zarr(array: zarr.Array) -> _Plain | None:
     if metadata.zarr_format < 3:  # noqa: PLR2004
         plain, shards = metadata.compressor is None and not metadata.filters, False
     else:
-        names = [type(codec).__name__ for codec in metadata.codecs]
-        shards = names == ["ShardingCodec"]
+        codecs, index = metadata.codecs, ()
+        shards = [type(codec).__name__ for codec in codecs] == ["ShardingCodec"]
         if shards:
-            codec = metadata.codecs[0]
-            outer = [type(inner).__name__ for inner in codec.index_codecs]
-            names = [type(inner).__name__ for inner in codec.codecs]
-            shards = outer in (["BytesCodec"], ["BytesCodec", "Crc32cCodec"]) and codec.index_location.value == "end"
-        plain = names == ["BytesCodec"] and (shards or type(metadata.codecs[0]).__name__ == "BytesCodec")
+            codecs, index, where = codecs[0].codecs, codecs[0].index_codecs, codecs[0].index_location.value
+            checked = [type(codec).__name__ for codec in index[1:]]
+            if not _is_bytes(index[:1], "little") or checked not in ([], ["Crc32cCodec"]) or where != "end":
+                return None
+        plain = _is_bytes(codecs, sys.byteorder, None)
     if not plain:
         return None
     path = str(Path(root) / array.path / metadata.encode_chunk_key((0,)))[:-1]
     if not shards:
         return _Plain(path, array.chunks[0], array.dtype.itemsize)
-    per_shard, tail = array.shards[0] // array.chunks[0], 4 * (len(outer) - 1)  # the checksum of the table
+    per_shard, tail = array.shards[0] // array.chunks[0], 4 * (len(index) - 1)  # the checksum of the table
     return _Plain(path, array.chunks[0], array.dtype.itemsize, per_shard=per_shard, tail=tail)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from ._inference import Embedder
 
 _READY: dict[str, Embedder] = {}  # of a worker process: the model of the last job
 _READY_LOCK = threading.Lock()
+_EMBEDDING = threading.Lock()  # held by the thread of a worker whose batches take all cores, or the GPU
 _SENT = 512  # rows of a matrix in memory that go to a worker at a time
 _AHEAD = 4  # tasks per thread of the cluster that wait or run at a time
 
@@ -80,7 +82,9 @@ class EmbedJob:
         tokens, whole = Tokenizer(self.checkpoint.vocab, self.config).encode_counted(
             source.rows(0, len(names)), self.gene_ids, names, seed=self.seed
         )
-        vectors = self._ready().embed_tokens(tokens)
+        embedder = self._ready()
+        with _EMBEDDING if embedder.takes_all else nullcontext():  # the other threads make tokens meanwhile
+            vectors = embedder.embed_tokens(tokens)
         return vectors, tokens.lengths == 0, int((tokens.lengths < whole).sum())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -74,20 +75,29 @@ class TorchEngine:
         self.collate_ahead = device.type == "cuda"
         self.max_padding = 1.0 if packed else 0.1
 
+    def _current(self) -> AbstractContextManager[Any]:
+        """Makes a GPU the current one of the thread: what is pinned or recorded there belongs to it, not to GPU 0."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def collate(self, tokens: Tokens, cells: np.ndarray) -> tuple[Any, ...]:
-        """Batch on the device, or on its way there."""
+        """Batch on the host, in pinned memory where a GPU takes it from there."""
         marks = self.marks
         if self.packed:
             batch = pack_digits(tokens, cells, cls_id=marks.cls_id, cls_digit=marks.cls_digit)
         else:
             batch = collate_digits(tokens, cells, **marks._asdict())
-        return tuple(self._pinned(x) if isinstance(x, Tensor) else x for x in batch)
+        with self._current():
+            return tuple(self._pinned(x) if isinstance(x, Tensor) else x for x in batch)
 
     def _pinned(self, x: Tensor) -> Tensor:
         return x.pin_memory() if self.device.type == "cuda" else x
 
     def start(self, batch: tuple[Any, ...]) -> Callable[[], np.ndarray]:
         """Begin with a batch; see :class:`Engine`."""
+        with self._current():
+            return self._start(batch)
+
+    def _start(self, batch: tuple[Any, ...]) -> Callable[[], np.ndarray]:
         moved = (x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for x in batch)
         vectors = self.encoder.packed(*moved) if self.packed else self.encoder(*moved)
         if self.device.type != "cuda":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scanpy_scgpt._progress import track
+from scanpy_scgpt._validate import naming
 from scanpy_scgpt.disk import RowWriter, open_cells
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import TokenizerConfig, Tokens
@@ -52,7 +54,10 @@ class CellFiles:
     ) -> None:
         self.paths = [Path(path) for path in paths]
         self.files = [open_cells(path) for path in self.paths]
-        self.parts = [CellTokens(file, checkpoint, config, **settings) for file in self.files]
+        self.parts = []
+        for path, file in zip(self.paths, self.files, strict=True):
+            with naming(path):
+                self.parts.append(CellTokens(file, checkpoint, config, **settings))
         self.starts = np.cumsum([0, *(part.source.n_obs for part in self.parts)])
 
     @property
@@ -63,9 +68,10 @@ class CellFiles:
     def encode(self, start: int, stop: int) -> tuple[Tokens, np.ndarray]:
         """Tokens of the cells `start:stop`, and the number of genes of each before the cut."""
         pieces = []
-        for part, first, last in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
+        for path, part, first, last in zip(self.paths, self.parts, self.starts[:-1], self.starts[1:], strict=True):
             if start < last and stop > first:
-                pieces.append(part.encode(max(start, first) - first, min(stop, last) - first))
+                with naming(path):
+                    pieces.append(part.encode(max(start, first) - first, min(stop, last) - first))
         return Tokens.concatenate([tokens for tokens, _ in pieces]), np.concatenate([whole for _, whole in pieces])
 
     def fingerprints(self) -> list[dict[str, Any]]:
@@ -118,7 +124,7 @@ def embed_files(
     with track("embed", total=total) as advance, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scribe:
         ahead = reader.submit(cells.encode, *writer.bounds(todo[0])) if todo else None
         written = None
-        for block, after in zip(todo, [*todo[1:], None], strict=True):
+        for block, after in zip_longest(todo, todo[1:]):
             tokens, whole = ahead.result()
             if after is not None:
                 ahead = reader.submit(cells.encode, *writer.bounds(after))

@@ -127,13 +127,6 @@ class Embedder:
         in_fp32 = self.encoder if self.backend == "openvino" else self._load()
         return OpenVinoEngine(in_fp32, self._marks, precision=self.precision, n_threads=torch.get_num_threads())
 
-    def _try_openvino(self) -> None:
-        try:
-            self.engines = [self._openvino()]
-        except RuntimeError as error:  # of its compiler, or of the comparison
-            logger.warning("Going on with PyTorch: %s", str(error).splitlines()[0])
-            self.backend = "torch"
-
     def _openvino_pays(self, n_obs: int) -> bool:
         return (
             self.backend == "auto"
@@ -145,9 +138,19 @@ class Embedder:
         )
 
     def expect(self, n_obs: int) -> None:
-        """Take OpenVINO from here on where that was left open and pays for so many cells."""
-        if self._openvino_pays(n_obs) and isinstance(self.engines[0], TorchEngine):
+        """Take OpenVINO from here on where that was left open and pays for so many cells; PyTorch when it fails."""
+        if not self._openvino_pays(n_obs) or not isinstance(self.engines[0], TorchEngine):
+            return
+        try:
             self.engines = [self._openvino()]
+        except RuntimeError as error:  # of its compiler, or of the comparison
+            logger.warning("Going on with PyTorch: %s", str(error).splitlines()[0])
+            self.backend = "torch"
+
+    @property
+    def takes_all(self) -> bool:
+        """True when one call of :meth:`embed_tokens` keeps the devices busy: more at a time only take memory."""
+        return not self.on_cpu or sum(engine.n_threads for engine in self.engines) > 1
 
     @property
     def n_latent(self) -> int:
@@ -187,8 +190,7 @@ class Embedder:
         MemoryError
             When a single cell does not fit into memory.
         """
-        if self._openvino_pays(n_obs) and isinstance(self.engines[0], TorchEngine):
-            self._try_openvino()
+        self.expect(n_obs)
         out = np.empty((n_obs, self.n_latent), dtype=np.float32)
         start = 0
         with track("embed", total=n_obs) as advance:

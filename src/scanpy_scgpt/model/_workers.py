@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from scanpy_scgpt.tokenizer import Tokens
 from ._engines import Engine
 
 logger = get_logger(__name__)
+_OF_NEW_THREADS = threading.Lock()  # PyTorch keeps one number of threads that every new thread takes over
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"  # the second: pinned memory
 
 
 @dataclass
@@ -99,7 +103,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of PyTorch or Python says that memory is short."""
     known = (torch.cuda.OutOfMemoryError, MemoryError)  # the name of torch.OutOfMemoryError in all releases
     return isinstance(error, known) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
     )
 
 
@@ -110,14 +114,36 @@ def run(engines: Sequence[Engine], tokens: Tokens, budget: Budget, out: np.ndarr
     if len(threads) == 1:
         _drain(threads[0], tokens, queue, out)
         return
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what the new threads take over: threads that share one batch wait for each other
-    try:
-        with ThreadPoolExecutor(len(threads)) as pool:
-            for done in [pool.submit(_drain, engine, tokens, queue, out) for engine in threads]:
-                done.result()
-    finally:
-        torch.set_num_threads(n_threads)
+    with ThreadPoolExecutor(len(threads)) as pool:
+        for done in _each_alone(pool, [partial(_drain, engine, tokens, queue, out) for engine in threads]):
+            done.result()
+
+
+def _each_alone(pool: ThreadPoolExecutor, tasks: Sequence[Callable[[], None]]) -> list[Future[None]]:
+    """Start tasks in new threads in which PyTorch uses one thread: threads that share a batch wait for each other.
+
+    The number is of the thread, but to set it changes what new threads take over too: it is put right again before
+    the lock is given back, and calls that overlap leave it as it was.
+    """
+    begun = threading.Barrier(len(tasks) + 1)
+
+    def alone(task: Callable[[], None]) -> None:
+        torch.get_num_threads()  # PyTorch asks for the number to take over once; not after it was set
+        torch.set_num_threads(1)
+        begun.wait()
+        task()
+
+    with _OF_NEW_THREADS:
+        n_threads = torch.get_num_threads()
+        try:
+            started = [pool.submit(alone, task) for task in tasks]
+            begun.wait()
+        except BaseException:
+            begun.abort()
+            raise
+        finally:
+            torch.set_num_threads(n_threads)
+    return started
 
 
 def _drain(engine: Engine, tokens: Tokens, queue: BatchQueue, out: np.ndarray) -> None:
@@ -125,13 +151,9 @@ def _drain(engine: Engine, tokens: Tokens, queue: BatchQueue, out: np.ndarray) -
     under_way = []
     try:
         for cells, batch in _collated(engine, tokens, queue):
-            try:
-                under_way.append((cells, engine.start(batch)))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                queue.too_large(cells, error)
-                engine.release()
+            vectors = _attempt(engine, queue, cells, partial(engine.start, batch))
+            if vectors is not None:
+                under_way.append((cells, vectors))
             if len(under_way) > engine.collate_ahead:
                 done, vectors = under_way.pop(0)
                 out[done] = vectors()
@@ -142,12 +164,27 @@ def _drain(engine: Engine, tokens: Tokens, queue: BatchQueue, out: np.ndarray) -
         raise
 
 
+def _attempt(engine: Engine, queue: BatchQueue, cells: np.ndarray, step: Callable[[], Any]) -> Any:
+    """Result of a step with a batch; None when the batch did not fit and lies in the queue again."""
+    try:
+        return step()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        queue.too_large(cells, error)
+    engine.release()  # only now: the error held what the step had allocated
+    return None
+
+
 def _collated(engine: Engine, tokens: Tokens, queue: BatchQueue) -> Iterator[tuple[np.ndarray, object]]:
     """Batches put together, one ahead when the engine wants that."""
 
     def following() -> tuple[np.ndarray, object] | None:
-        cells = queue.pop()
-        return None if cells is None else (cells, engine.collate(tokens, cells))
+        while (cells := queue.pop()) is not None:
+            batch = _attempt(engine, queue, cells, partial(engine.collate, tokens, cells))
+            if batch is not None:
+                return cells, batch
+        return None
 
     if not engine.collate_ahead:
         while (item := following()) is not None:

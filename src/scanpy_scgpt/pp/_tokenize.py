@@ -209,12 +209,14 @@ def _to_file(
         f"{n_cells:,}",
         len(paths),
         "s" if len(paths) > 1 else "",
-        first.match.summary(),
+        first.match.summary() if len(files) == 1 else f"{len(files)} gene sets",
         label,
         f"{n_cells / (time.perf_counter() - started):,.0f}",
         out,
     )
     for x in files:
+        if len(files) > 1:
+            logger.info("tokenize: %s: %s", x.file.path.name, x.match.summary())
         if warning := x.match.warning():
             logger.warning("tokenize: %s: %s", x.file.path.name, warning)
     return out

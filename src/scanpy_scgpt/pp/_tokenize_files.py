@@ -15,6 +15,7 @@ from scipy import sparse
 from scanpy_scgpt._counts import CountSource, choose_counts
 from scanpy_scgpt._keys import TOKENIZE
 from scanpy_scgpt._progress import track
+from scanpy_scgpt._validate import naming
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.disk import (
     CellFile,
@@ -56,10 +57,11 @@ def open_files(
     opened = []
     for path in paths:
         file = open_cells(path)
-        source = choose_counts(file, layer=layer, use_raw=use_raw)
-        columns = source.gene_columns(gene_symbols)
-        match = match_genes(source.var.index, tokenizer.vocab, columns=columns, gene_table=table)
-        require_enough(match, tokenizer.vocab, min_genes=min_genes)
+        with naming(path):
+            source = choose_counts(file, layer=layer, use_raw=use_raw)
+            columns = source.gene_columns(gene_symbols)
+            match = match_genes(source.var.index, tokenizer.vocab, columns=columns, gene_table=table)
+            require_enough(match, tokenizer.vocab, min_genes=min_genes)
         opened.append(FileTokens(file, source, match))
     return opened
 
@@ -135,7 +137,9 @@ def _write_store(
                 key, stop = f"{number}-{start // _SHARD}", min(start + _SHARD, x.source.n_obs)
                 if not writer.has(key):
                     names = x.file.names(start, stop)
-                    tokens = tokenizer.bins(x.source.rows(start, stop), x.match.ids, names, seed=seed)
+                    with naming(x.file.path):
+                        counts = x.source.rows(start, stop)
+                    tokens = tokenizer.bins(counts, x.match.ids, names, seed=seed)
                     writer.write(key, tokens, names, _columns(x.file, start, stop))
                 advance(stop - start)
         return writer.finish()
@@ -182,7 +186,7 @@ def check_place(out: str | os.PathLike[str] | None, paths: list[Path]) -> Path:
     if out is None:
         msg = f"pp.tokenize of a file needs a place for the tokens: out={stem + STORE_SUFFIX!r} or {stem + '.zarr'!r}."
         raise ValueError(msg)
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.suffix not in {STORE_SUFFIX, ".zarr", ".h5ad"}:
         msg = (
             f"out={str(out)!r}: use a name that ends in {STORE_SUFFIX} (a token store, for training), .zarr or .h5ad "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import anndata as ad
@@ -18,6 +19,7 @@ from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, Tokens, cell_keys, matc
 
 logger = get_logger(__name__)
 _BLOCK = 4096
+_POINTERS = 2**16  # cells whose lengths are looked at together
 
 
 @dataclass(frozen=True)
@@ -29,28 +31,48 @@ class Corpus:
     tokens
         Uncut tokens, in memory or in a token store.
     names
-        Name of each cell, file included, shape `(n_cells,)`.
+        Name of each cell, file included, shape `(n_cells,)`; or something that gives such arrays, one after the other,
+        each time it is iterated.
     study
         Study of each cell, shape `(n_cells,)`.
     """
 
     tokens: Tokens | TokenStore
-    names: np.ndarray
-    study: np.ndarray
+    names: np.ndarray | Iterable[np.ndarray]
+    study: pd.Categorical
 
     def split(self, *, share: float, rng: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of training and validation cells; a cell's side depends on its name and the seed alone."""
-        held = cell_keys(self.names, seed=rng, purpose="validation") < np.uint64(int(share * 2**64))
-        enough = self.tokens.lengths > 1
+        blocks = [self.names] if isinstance(self.names, np.ndarray) else self.names
+        bound = np.uint64(int(share * 2**64))
+        held = np.concatenate([cell_keys(names, seed=rng, purpose="validation") < bound for names in blocks])
+        enough = np.empty(len(self.tokens), dtype=bool)
+        for start in range(0, len(enough), _POINTERS):
+            stop = min(start + _POINTERS, len(enough))
+            enough[start:stop] = self.tokens.lengths_of(np.arange(start, stop)) > 1
         return np.flatnonzero(~held & enough), np.flatnonzero(held & enough)
 
 
+@dataclass(frozen=True)
+class StoreNames:
+    """Names of the cells of a token store, file included; iterating gives those of one shard after the other.
+
+    Nothing stays in memory afterwards.
+    """
+
+    store: TokenStore
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        names = TokenStore(self.store.folder).names  # an object of its own, for a store keeps the names it has read
+        file = pd.Categorical(self.store.column("file"))
+        stems = np.array([*(f"{Path(name).stem}/" for name in file.categories), ""], dtype=object)
+        for start, stop in pairwise(self.store.shard_starts):
+            yield stems[file.codes[start:stop]] + names[start:stop]
+
+
 def store_corpus(store: TokenStore) -> Corpus:
-    """The cells of a token store; nothing is read into memory but names and studies."""
-    stems = pd.Series(store.column("file"), dtype="category").cat.rename_categories(lambda name: f"{Path(name).stem}/")
-    return Corpus(
-        store, stems.astype(object).to_numpy() + store.names.astype(object), np.asarray(store.column("study"))
-    )
+    """The cells of a token store; what stays in memory of each is the number of its study."""
+    return Corpus(store, StoreNames(store), pd.Categorical(store.column("study")))
 
 
 def _read(path: Path) -> ad.AnnData:
@@ -138,4 +160,4 @@ def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, rng: int) -> Co
         names.append(named)
         studies.append(adata.obs["study"].astype(str).to_numpy() if "study" in adata.obs else [path.stem] * adata.n_obs)
         logger.info("corpus: %s · %s cells · %s", path.name, f"{adata.n_obs:,}", match.summary())
-    return Corpus(Tokens.concatenate(tokens), np.concatenate(names), np.concatenate(studies))
+    return Corpus(Tokens.concatenate(tokens), np.concatenate(names), pd.Categorical(np.concatenate(studies)))

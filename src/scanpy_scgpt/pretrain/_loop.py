@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,33 @@ def fit(
         trainer.fit(plan, datamodule=steps, ckpt_path=last)
         (losses,) = trainer.validate(plan, datamodule=steps, verbose=False)
     return dict(losses)
+
+
+@contextmanager
+def everywhere(trainer: lp.Trainer, what: str) -> Iterator[None]:
+    """All processes leave this block together, and with an error when one of them failed in it: none waits for ever.
+
+    Parameters
+    ----------
+    trainer
+        Of the run, after training.
+    what
+        What the block makes, for the error.
+
+    Raises
+    ------
+    RuntimeError
+        In the processes that did not fail.
+    """
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        all_done = trainer.strategy.reduce_boolean_decision(done)
+    if not all_done:
+        msg = f"Another process could not make {what}; its error says why. Mend that and repeat the same call."
+        raise RuntimeError(msg)
 
 
 def trained_weights(out: Path) -> dict[str, Tensor]:

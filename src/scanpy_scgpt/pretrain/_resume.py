@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -87,9 +88,7 @@ def prepare_folder(out: Path, identity: Mapping[str, Any], *, resumed: bool) -> 
             shutil.rmtree(out / "checkpoints")
         (out / _EARLIER).unlink(missing_ok=True)
     (out / _METRICS).unlink(missing_ok=True)
-    draft = out / ".run.json.part"
-    draft.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, out / "run.json")
+    _replace(out / "run.json", json.dumps(identity, indent=2) + "\n")
 
 
 def join_metrics(out: Path) -> None:
@@ -110,6 +109,21 @@ def _merge(out: Path, *, target: Path) -> None:
             if len(table):
                 tables.insert(0, table)
     if tables:
-        draft = target.with_name(f".{target.name}.part")
-        pd.concat(tables).to_csv(draft, index=False)
-        os.replace(draft, target)
+        _replace(target, pd.concat(tables).to_csv(index=False))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file under a draft name, bring it to disk, rename it: after a crash there is the old one or the new."""
+    draft = path.with_name(f".{path.name}.part")
+    with draft.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    if os.name == "posix":
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems cannot
+                os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -29,10 +29,11 @@ from scanpy_scgpt.train import PlanConfig, TrainingPlan
 from ._card import model_card
 from ._corpus import Corpus, build_corpus, store_corpus
 from ._gene_table import coexpression_table
-from ._loop import VALIDATION_STEPS, fit, trained_weights, trainer_of
+from ._loop import everywhere, fit, trained_weights, trainer_of
+from ._mean_bin import mean_bin_error
 from ._resume import checkpoint_to_resume, identity_of, join_metrics, prepare_folder
 
-_COEXPRESSION_CELLS = 100_000  # looked at for the first gene table, and at a time for means
+_COEXPRESSION_CELLS = 100_000  # looked at for the first gene table
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ def run(
     ValueError
         When a file does not hold raw counts, a setting is out of range, no cells are left for training or validation,
         there are more processes than cells of a step, or `out` holds checkpoints of another run.
+    RuntimeError
+        In the other processes, when the first one could not write the model; that one raises what went wrong.
     """
     config = replace(config or PretrainConfig(), **changes)
     out, files = Path(out), file_paths(files)
@@ -208,17 +211,17 @@ def run(
         "n_training_cells": len(training),
         "n_validation_cells": len(validation),
         "losses": losses,
-        "mean_bin_mse": mean_bin_error(corpus, training, held),
         "settings": asdict(config),
-        "seconds": time.time() - started,
         "version": __version__,
         "pooling": "cls",
     }
-    if trainer.is_global_zero:
-        join_metrics(out)
-        shape, weights = plan.module.transformer.config, trained_weights(out)
-        _write(out / "model", shape, weights, name=name, tokenizer=tokenizer, vocab=vocab, info=info, half=half)
-    trainer.strategy.barrier()
+    with everywhere(trainer, f"the model in {out / 'model'}"):
+        if trainer.is_global_zero:
+            info["mean_bin_mse"] = mean_bin_error(corpus.tokens, training, held, rng=rng)
+            info["seconds"] = time.time() - started
+            join_metrics(out)
+            shape, weights = plan.module.transformer.config, trained_weights(out)
+            _write(out / "model", shape, weights, name=name, tokenizer=tokenizer, vocab=vocab, info=info, half=half)
     return read_checkpoint(out / "model")
 
 
@@ -346,7 +349,7 @@ def _plan(corpus: Corpus, training: np.ndarray, vocab: GeneVocab, config: Pretra
         training = np.sort(rng.choice(training, _COEXPRESSION_CELLS, replace=False))
     table = coexpression_table(
         corpus.tokens.take(training),
-        pd.factorize(corpus.study[training], sort=True)[0],
+        np.unique(corpus.study.codes[training], return_inverse=True)[1],
         n_tokens=len(vocab),
         d_model=config.d_model,
         rng=rng,
@@ -362,27 +365,3 @@ def _plan(corpus: Corpus, training: np.ndarray, vocab: GeneVocab, config: Pretra
             seed=seed,
         ),
     )
-
-
-def mean_bin_error(corpus: Corpus, training: np.ndarray, validation: GenerativeBatches) -> dict[str, float]:
-    """Mean squared error of two predictors without a network on the batches of the validation loss.
-
-    `constant`: the mean digit of the training cells; `per_gene`: the mean digit of each gene there.
-    """
-    n = validation.n_tokens
-    count, total = np.zeros(n), np.zeros(n)
-    for start in range(0, len(training), _COEXPRESSION_CELLS):
-        seen = corpus.tokens.take(training[start : start + _COEXPRESSION_CELLS])
-        count += np.bincount(seen.gene_ids, minlength=n)
-        total += np.bincount(seen.gene_ids, weights=seen.values, minlength=n)
-    overall = float(total.sum() / count.sum())
-    mean = np.where(count > 0, total / np.maximum(count, 1), overall)
-    errors = {"constant": 0.0, "per_gene": 0.0}
-    for step in range(VALIDATION_STEPS):
-        for batch, shares in zip(*validation[step], strict=True):
-            counted = ~batch.unknown_padding.numpy()
-            target, genes = batch.targets.numpy()[counted], batch.unknown_ids.numpy()[counted]
-            share = shares["targets"] / max(len(target), 1) / VALIDATION_STEPS
-            errors["constant"] += float(np.square(target - overall).sum()) * share
-            errors["per_gene"] += float(np.square(target - mean[genes]).sum()) * share
-    return errors

@@ -155,6 +155,9 @@ def embed(
     elif gene_embeddings or copy:
         msg = "tl.embed of files writes neither gene_embeddings nor a copy. Leave both out."
         raise ValueError(msg)
+    if key_added is not None and "/" in key_added:
+        msg = f"key_added={key_added!r}: a name with a slash cannot be written to a file. Leave the slash out."
+        raise ValueError(msg)
     seed, keys = seed_of(rng), EmbedKeys.named(key_added)
     checkpoint = models.load(model)
     pooling = checkpoint.info.get("pooling", "cls") if pooling is None else pooling

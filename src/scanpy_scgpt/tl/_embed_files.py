@@ -37,14 +37,14 @@ def check_places(
     if out is None:
         msg = f"{verb} of a file needs a place for the result: out={paths[0].stem + '_scgpt.zarr'!r}."
         raise ValueError(msg)
-    check_suffix(Path(out))
+    check_suffix(Path(out).expanduser())
     if Path(out).resolve() in {path.resolve() for path in paths}:
         msg = f"out={str(out)!r} is one of the input files. Name another place."
         raise ValueError(msg)
     if shard is None:
         return
-    which, of_how_many = shard
-    if not 0 <= which < of_how_many:
+    whole = isinstance(shard, tuple | list) and len(shard) == len("ab") and all(isinstance(x, int) for x in shard)
+    if not whole or not 0 <= shard[0] < shard[1]:
         msg = f"shard={shard!r}: give (which, of how many), counted from 0, such as (0, 4) to (3, 4)."
         raise ValueError(msg)
 
@@ -108,7 +108,7 @@ def _receipt(record: dict[str, Any], cells: CellFiles, out: Path, *, n_now: int,
         f"{record['n_cells']:,}",
         f"{len(cells.paths)} file{'s' if len(cells.paths) > 1 else ''}",
         before,
-        cells.parts[0].match.summary(),
+        cells.parts[0].match.summary() if len(cells.paths) == 1 else f"{len(cells.paths)} gene sets",
         cells.parts[0].checkpoint.label,
         record["device"],
         record["precision"],
@@ -117,6 +117,8 @@ def _receipt(record: dict[str, Any], cells: CellFiles, out: Path, *, n_now: int,
         record["key"],
     )
     for path, part in zip(cells.paths, cells.parts, strict=True):
+        if len(cells.paths) > 1:
+            logger.info("embed: %s: %s", path.name, part.match.summary())
         if warning := part.match.warning():
             logger.warning("embed: %s: %s", path.name, warning)
     if record["n_empty_cells"]:

@@ -260,9 +260,12 @@ def require_enough(match: GeneMatch, vocab: GeneVocab, *, min_genes: int) -> Non
         return
     msg = (
         f"{n_distinct:,} of {len(match.names):,} genes are in the vocabulary of {match.vocab_size:,} genes, "
-        f"at least {max(min_genes, 1):,} are needed. First names without a match: "
-        f"{', '.join(map(repr, lost[:3]))}. {_advice(lost, vocab)}"
+        f"at least {max(min_genes, 1):,} are needed. "
     )
+    if lost:
+        msg += f"First names without a match: {', '.join(map(repr, lost[:3]))}. {_advice(lost, vocab)}"
+    else:
+        msg += f"It is a small panel: allow it with min_genes={n_distinct}."
     raise GeneMatchError(msg)
 
 

@@ -65,6 +65,10 @@ class Tokens:
         """Number of genes of each cell, shape `(n_cells,)`, int64."""
         return np.diff(self.indptr)
 
+    def lengths_of(self, cells: np.ndarray) -> np.ndarray:
+        """Number of genes of the cells at these positions (int, shape `(n,)`), int64; looks at no others."""
+        return self.indptr[cells + 1] - self.indptr[cells]
+
     def masked(self, chosen: np.ndarray) -> Tokens:
         """The tokens where `chosen` (bool, shape `(n_tokens,)`) is True; cells stay, some get shorter."""
         return Tokens(*_compact(self.indptr, self.gene_ids, self.values, chosen))
@@ -83,7 +87,7 @@ class Tokens:
 
     def take(self, cells: np.ndarray) -> Tokens:
         """Tokens of the cells at these positions (int, shape `(n,)`), in that order."""
-        lengths = self.lengths[cells]
+        lengths = self.lengths_of(cells)
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         where = np.arange(indptr[-1]) + np.repeat(self.indptr[cells] - indptr[:-1], lengths)
         return Tokens(indptr, self.gene_ids[where], self.values[where])

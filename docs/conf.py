@@ -64,7 +64,10 @@ html_title = project
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "use_download_button": False}
 html_show_sourcelink = False
 
-_OTHERS = "Ellipsis|anndata|annbatch|collections|dask|distributed|h5py|lightning|matplotlib|numpy|os|pandas|pathlib|scipy|torch|types|typing|zarr"
+_OTHERS = (
+    "Ellipsis|anndata|annbatch|collections|dask|distributed|h5py|lightning|matplotlib|numpy|os|pandas|pathlib|scipy|"
+    "torch|types|typing|zarr"
+)
 nitpicky = True
 nitpick_ignore_regex = [
     # Internal folders: their classes stand in the signature of a public function, but have no page.

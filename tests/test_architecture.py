@@ -73,7 +73,7 @@ def parse(path: Path) -> ast.Module:
 def folder_of(path: Path) -> str:
     if len(path.parts) > 1:
         return path.parts[0]
-    return FACE if path.stem == "__init__" else RANK_0
+    return {"__init__": FACE, "__main__": "cli"}.get(path.stem, RANK_0)
 
 
 def module_of(path: Path) -> str:

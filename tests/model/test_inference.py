@@ -317,8 +317,14 @@ def test_every_gpu_is_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert list(map(str, _devices.choose_devices("cuda"))) == ["cuda:0", "cuda:1", "cuda:2"]
     assert list(map(str, _devices.choose_devices("cuda:1"))) == ["cuda:1"]
-    with pytest.raises(ValueError, match=r"device=\[\]: name at least one device"):
+    with pytest.raises(ValueError, match=r"device=\[\]: give the name of a device"):
         _devices.choose_devices([])
+    for wrong in (None, 0, ["cpu", 1]):
+        with pytest.raises(ValueError, match="give the name of a device"):
+            _devices.choose_devices(wrong)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"device='meta' is not available"):
+        _devices.choose_devices("meta")
 
 
 def test_blocks_are_made_ahead_in_order():
@@ -380,7 +386,9 @@ def test_padded_batches_give_the_same(tokens):
     [
         ({"precision": "fp16"}, r"precision='fp16': use one of 'auto', 'fp32', 'bf16'; did you mean 'bf16'"),
         ({"backend": "onnx"}, r"backend='onnx': use one of 'auto', 'torch', 'openvino'"),
-        ({"max_tokens": 0}, r"max_tokens=0: at least 1; leave it out"),
+        ({"max_tokens": 1.5}, r"max_tokens=1.5: a whole number"),
+        ({"max_tokens": "many"}, r"max_tokens='many': a whole number"),
+        ({"max_tokens": 0}, r"max_tokens=0: a whole number of at least 1; leave it out"),
     ],
 )
 def test_bad_options(options, text):

@@ -47,7 +47,7 @@ def row_batches(
     Parameters
     ----------
     matrix
-        The matrix, such as `open_cells(path).X`. The values of a :class:`CountSource` are looked at: negative ones and
+        The matrix, such as `open_cells(path).X`. The values of a `CountSource` are looked at: negative ones and
         NaN are refused.
     batch_size
         Rows of a batch; the last one may have fewer.

@@ -71,7 +71,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 class TokenStore:
-    """The tokens of many cells on disk, memory-mapped; its `take`, `lengths` and `indptr` are those of :class:`Tokens`.
+    """The tokens of many cells on disk, memory-mapped; its `take`, `lengths` and `indptr` are those of `Tokens`.
 
     Opening reads the manifest and compares file sizes; nothing else is read before it is asked for. May be pickled and
     forked: the copy opens the files itself.
@@ -245,6 +245,9 @@ class TokenStore:
 
     def _positions(self, cells: np.ndarray) -> np.ndarray:
         cells = np.asarray(cells)
+        if cells.ndim != 1:
+            msg = f"cells has the shape {cells.shape}; it takes a row of positions, such as np.arange(0, 3)."
+            raise TypeError(msg)
         if cells.size and cells.dtype.kind not in "iu":
             fix = "np.flatnonzero(mask)" if cells.dtype.kind == "b" else "integers"
             msg = f"cells has the type {cells.dtype}; it takes positions: {fix}."
@@ -263,6 +266,16 @@ class TokenStore:
         """Key and tokens of each shard, in the order of the cells."""
         for i, record in enumerate(self._records):
             yield record.key, self.block(int(self._starts[i]), int(self._starts[i + 1]))
+
+    def shard_names(self) -> Iterator[np.ndarray]:
+        """Names of the cells of each shard; nothing stays in memory."""
+        for i in range(len(self._records)):
+            yield self._shard(i).names()
+
+    def shard_columns(self, name: str) -> Iterator[np.ndarray]:
+        """Values of an annotation of the cells of each shard; nothing stays in memory."""
+        for i in range(len(self._records)):
+            yield self._shard(i).column(name)
 
     def verify(self) -> None:
         """Read everything and compare checksums.

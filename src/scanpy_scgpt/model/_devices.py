@@ -33,9 +33,10 @@ def choose_device(device: str = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        msg = f"device={device!r} is not available ({str(error).splitlines()[0]}). Use device='auto' or device='cpu'."
+        reason = str(error).splitlines()[0][:100]
+        msg = f"device={device!r} is not available ({reason}). Use device='auto' or device='cpu'."
         raise ValueError(msg) from error
     return torch.device(device)
 
@@ -54,8 +55,8 @@ def choose_devices(device: str | Sequence[str] = "auto") -> list[torch.device]:
         When a device is not there, or none is named.
     """
     if not isinstance(device, str):
-        if not device:
-            msg = "device=[]: name at least one device, or use device='auto'."
+        if not isinstance(device, list | tuple) or not device or not all(isinstance(name, str) for name in device):
+            msg = f"device={device!r}: give the name of a device ('auto', 'cpu', 'cuda:0'), or a list of names."
             raise ValueError(msg)
         return [choose_device(name) for name in device]
     chosen = choose_device(device)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 from scipy import sparse
 
 from scanpy_scgpt._counts import CountSource, choose_counts
@@ -63,16 +63,16 @@ class StoreNames:
     store: TokenStore
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        names = TokenStore(self.store.folder).names  # an object of its own, for a store keeps the names it has read
-        file = pd.Categorical(self.store.column("file"))
-        stems = np.array([*(f"{Path(name).stem}/" for name in file.categories), ""], dtype=object)
-        for start, stop in pairwise(self.store.shard_starts):
-            yield stems[file.codes[start:stop]] + names[start:stop]
+        for names, files in zip(self.store.shard_names(), self.store.shard_columns("file"), strict=True):
+            file = pd.Categorical(files)
+            stems = np.array([f"{Path(name).stem}/" for name in file.categories], dtype=object)
+            yield stems[file.codes] + names if len(names) else names
 
 
 def store_corpus(store: TokenStore) -> Corpus:
     """The cells of a token store; what stays in memory of each is the number of its study."""
-    return Corpus(store, StoreNames(store), pd.Categorical(store.column("study")))
+    parts = [pd.Categorical(values) for values in store.shard_columns("study")]
+    return Corpus(store, StoreNames(store), union_categoricals(parts, sort_categories=True))
 
 
 def _read(path: Path) -> ad.AnnData:

@@ -71,7 +71,7 @@ class StoreNames:
 
 def store_corpus(store: TokenStore) -> Corpus:
     """The cells of a token store; what stays in memory of each is the number of its study."""
-    parts = [pd.Categorical(values) for values in store.shard_columns("study")]
+    parts = [pd.Categorical(values) for values in store.shard_columns("study")] or [pd.Categorical([])]
     return Corpus(store, StoreNames(store), union_categoricals(parts, sort_categories=True))
 
 

@@ -162,17 +162,17 @@ def report(found: list[dict]) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
-    parser.add_argument("--cells", type=int, default=4, help="cells of a step")
+    parser.add_argument("--cells", type=int, default=12, help="cells of a step")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=2400, help="of our micro-batches")
     parser.add_argument("--median-genes", type=float, default=820.0, help="of the lognormal of the second block")
     parser.add_argument("--spread", type=float, default=0.31, help="standard deviation of the log")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="3 layers, 2 cells, 2 rounds")
+    parser.add_argument("--quick", action="store_true", help="2 layers, 12 cells, one round")
     args = parser.parse_args()
     if args.quick:
-        args.layers, args.cells, args.rounds, args.max_tokens = 3, 2, 2, 1200
+        args.layers, args.cells, args.rounds = 2, 12, 1
     return args
 
 

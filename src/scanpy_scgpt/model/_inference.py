@@ -89,7 +89,7 @@ class Embedder:
         if self.max_tokens is None:
             self.max_tokens = _TOKENS_ON_CPU if self.torch_device.type == "cpu" else _TOKENS_ON_GPU
         if not isinstance(self.max_tokens, int | np.integer) or self.max_tokens < 1:
-            msg = f"max_tokens={self.max_tokens!r}: a whole number of at least 1; leave it out for what fits the device."
+            msg = f"max_tokens={self.max_tokens!r}: a whole number of at least 1; leave it out for the default."
             raise ValueError(msg)
         self._budget = Budget(self.max_tokens)
         tokenizer, vocab = self.checkpoint.tokenizer, self.checkpoint.vocab

@@ -81,6 +81,8 @@ def test_what_is_held_of_each_cell_of_a_store(files, store, vocab, tmp_path, mon
 
 
 def test_stores_that_do_not_fit(files, store, vocab, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nope.tokens: there is no such file or token store"):
+        pretrain.run(tmp_path / "nope.tokens", tmp_path / "out", **SMALL)
     with pytest.raises(ValueError, match=r"is a token store: give it alone. pp.tokenize\(\[...\], out=...\)"):
         pretrain.run([store, files[0]], tmp_path / "out", **SMALL)
     with pytest.raises(ValueError, match=r"made with n_bins=51, ties='mid'; the run asks for n_bins=31, ties='mid'"):

@@ -167,6 +167,8 @@ def run(
 
     Raises
     ------
+    FileNotFoundError
+        When a file is not there.
     ValueError
         When a file does not hold raw counts, a setting is out of range, no cells are left for training or validation,
         there are more processes than cells of a step, or `out` holds checkpoints of another run.
@@ -227,6 +229,9 @@ def run(
 
 def _store_of(files: list[Path], vocab: GeneVocab | None, tokenizer: TokenizerConfig) -> TokenStore | None:
     """The token store among what was given, None for files of cells."""
+    if missing := [path for path in files if not path.exists()]:
+        msg = f"{missing[0]}: there is no such file or token store. Check the path."
+        raise FileNotFoundError(msg)
     stores = [path for path in files if path.is_dir() and path.suffix != ".zarr"]
     if not stores:
         if vocab is None:

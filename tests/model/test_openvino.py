@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import numpy as np
@@ -16,7 +15,6 @@ from scanpy_scgpt.module import initial_weights
 from scanpy_scgpt.nn import TransformerConfig
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig, Tokens
 
-needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
 VOCAB = GeneVocab([f"G{i}" for i in range(97)])
 
 
@@ -44,7 +42,6 @@ def tokens():
     return Tokens(indptr, genes, rng.integers(1, 51, indptr[-1]).astype(np.uint8))
 
 
-@needs_openvino
 @pytest.mark.parametrize(
     ("scheme", "pooling", "encoding"),
     [
@@ -63,7 +60,6 @@ def test_vectors_are_those_of_torch(tokens, scheme, pooling, encoding):
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-5 * np.abs(vectors[0]).max())
 
 
-@needs_openvino
 def test_half_precision(checkpoint, tokens):
     exact = Embedder(checkpoint, device="cpu", backend="torch").embed_blocks([tokens], n_obs=30)
     embedder = Embedder(checkpoint, device="cpu", backend="openvino", precision="bf16")
@@ -72,7 +68,6 @@ def test_half_precision(checkpoint, tokens):
     assert (record["precision"], record["backend"]) == ("bf16", "openvino")
 
 
-@needs_openvino
 def test_threads_and_batches_change_nothing(checkpoint, tokens):
     expected = Embedder(checkpoint, device="cpu", backend="openvino").embed_tokens(tokens)
     before = torch.get_num_threads()
@@ -84,7 +79,6 @@ def test_threads_and_batches_change_nothing(checkpoint, tokens):
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
-@needs_openvino
 def test_taken_by_itself_for_many_cells(checkpoint, tokens, monkeypatch):
     monkeypatch.setattr(_inference, "_OPENVINO_PAYS", 30)
     before = torch.get_num_threads()
@@ -105,7 +99,6 @@ def test_taken_by_itself_for_many_cells(checkpoint, tokens, monkeypatch):
         torch.set_num_threads(before)
 
 
-@needs_openvino
 @pytest.mark.parametrize("call", ["expect", "embed_blocks"])
 def test_vectors_that_are_off_are_an_error(checkpoint, tokens, monkeypatch, caplog, call):
     def spoiled(*_):

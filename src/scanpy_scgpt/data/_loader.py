@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from scanpy_scgpt._counts import CountSource
 from scanpy_scgpt._validate import seed_of
-from scanpy_scgpt.disk import Pool, block_order, read_ahead, shard_sizes
+from scanpy_scgpt.disk import Pool, block_order, read_ahead, rows_of, shard_sizes
 from scanpy_scgpt.tokenizer import Tokenizer, Tokens
 
 
@@ -169,7 +169,7 @@ class CellLoader(IterableDataset[TokenBatch]):
         for i in np.unique(of_source):  # blocks ascend, so those of a source follow each other
             source, inside = self.sources[i], of_source == i
             starts, stops = pool.starts[inside], pool.stops[inside]
-            rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+            rows = rows_of(starts, stops)
             counts = source.source.take_blocks(starts - self._first[i], stops - self._first[i])
             names = source.names[rows - self._first[i]]
             parts.append(self.tokenizer.encode(counts, source.gene_ids, names, seed=self.seed))

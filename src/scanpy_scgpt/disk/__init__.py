@@ -3,12 +3,13 @@
 from ._annbatch import AnnbatchCells, AnnotatedTokens
 from ._blocks import Pool, block_order, shard_sizes
 from ._cells import CellFile, as_cells, open_cells
-from ._matrix import DiskMatrix
+from ._matrix import DiskMatrix, rows_of
 from ._obs import write_obs
 from ._rewrite import rewrite
 from ._row_batches import RowBatch, read_ahead, row_batches
 from ._rows import RowWriter, check_suffix, run_of
 from ._run_folder import RunFolder
+from ._shards import write_file
 from ._sparse import write_sparse_layer
 from ._store import TokenStore
 from ._store_writer import TokenStoreWriter
@@ -31,8 +32,10 @@ __all__ = [
     "read_ahead",
     "rewrite",
     "row_batches",
+    "rows_of",
     "run_of",
     "shard_sizes",
+    "write_file",
     "write_obs",
     "write_sparse_layer",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from scanpy_scgpt._logging import get_logger
-from scanpy_scgpt.disk import TokenStore
+from scanpy_scgpt.disk import TokenStore, write_file
 from scanpy_scgpt.tokenizer import GeneVocab
 
 logger = get_logger(__name__)
@@ -88,7 +86,7 @@ def prepare_folder(out: Path, identity: Mapping[str, Any], *, resumed: bool) -> 
             shutil.rmtree(out / "checkpoints")
         (out / _EARLIER).unlink(missing_ok=True)
     (out / _METRICS).unlink(missing_ok=True)
-    _replace(out / "run.json", json.dumps(identity, indent=2) + "\n")
+    write_file(out / "run.json", [(json.dumps(identity, indent=2) + "\n").encode()])
 
 
 def join_metrics(out: Path) -> None:
@@ -109,21 +107,4 @@ def _merge(out: Path, *, target: Path) -> None:
             if len(table):
                 tables.insert(0, table)
     if tables:
-        _replace(target, pd.concat(tables).to_csv(index=False))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file under a draft name, bring it to disk, rename it: after a crash there is the old one or the new."""
-    draft = path.with_name(f".{path.name}.part")
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    if os.name == "posix":
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # some network file systems cannot
-                os.fsync(handle)
-        finally:
-            os.close(handle)
+        write_file(target, [pd.concat(tables).to_csv(index=False).encode()])

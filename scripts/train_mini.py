@@ -38,6 +38,7 @@ FILES = (
     "pbmc_celltypist_sample.h5ad",
 )
 MIN_CELLS = 20
+NOTES = "demonstration, teaching and tests; a small corpus, most of it blood"
 PACKAGE = Path(__file__).parents[1] / "src/scanpy_scgpt/models/mini"
 CONFIG = pretrain.PretrainConfig(
     d_model=128,
@@ -52,7 +53,7 @@ CONFIG = pretrain.PretrainConfig(
     warmup_steps=50,
     gene_lr_scale=0.0,
     prompt_after=750,
-    weights={"gep": 0.01, "gepc": 0.01, "prompt": 0.01, "contrast": 1.0},
+    weights={"gep": 0.01, "gepc": 0.01, "prompt": 0.01, "contrast": 1.0, "distribution": 0.2},
     contrast=True,
     panel_share=0.3,
     precision="bf16-mixed",
@@ -77,7 +78,15 @@ def main() -> None:
     vocab = GeneVocab.read(saved) if saved.is_file() else pretrain.build_vocab(files, symbols, min_cells=MIN_CELLS)
     vocab.write(saved)
     checkpoint = pretrain.run(
-        files, args.out, vocab=vocab, name="mini", config=CONFIG, max_steps=args.max_steps, accelerator="cpu", half=True
+        files,
+        args.out,
+        vocab=vocab,
+        name="mini",
+        config=CONFIG,
+        max_steps=args.max_steps,
+        accelerator="cpu",
+        half=True,
+        notes=NOTES,
     )
     print(checkpoint.card)
     if not args.keep:

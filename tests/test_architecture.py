@@ -28,16 +28,17 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": set(),
     "train": set(),
     "baselines": set(),
+    "datasets": set(),
     "pl": set(),
     "disk": {"tokenizer"},
     "pp": {"tokenizer", "disk", "models"},
     "data": {"tokenizer", "disk"},
     "io": {"tokenizer", "nn"},
     "module": {"nn", "objectives"},
-    "models": {"io", "module", "tokenizer"},
+    "models": {"disk", "io", "module", "tokenizer"},
     "model": {"data", "disk", "io", "module", "train", "tokenizer", "nn"},
-    "tl": {"model", "models", "io", "disk"},
-    "pretrain": {"data", "disk", "io", "module", "nn", "train", "tokenizer"},
+    "tl": {"model", "models", "io", "disk", "tokenizer"},
+    "pretrain": {"models", "data", "datasets", "disk", "io", "module", "nn", "train", "tokenizer"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 LATER = {("pp", "models")}  # only inside functions: these load torch

@@ -23,6 +23,8 @@ def test_settings_are_checked_and_restored():
         scgpt.settings.progress_bar = 1
     with pytest.raises(TypeError, match="model=3: use the name"):
         scgpt.settings.model = 3
+    with pytest.raises(TypeError, match="cache_dir='': use the path of a folder"):
+        scgpt.settings.cache_dir = ""
     with scgpt.settings.override(model="other", verbosity="error"):
         assert scgpt.settings.model == "other"
         assert logging.getLogger("scanpy_scgpt").level == logging.ERROR
@@ -32,12 +34,18 @@ def test_settings_are_checked_and_restored():
 
 def test_environment_sets_the_defaults():
     code = "import scanpy_scgpt as s; print(s.settings)"
-    env = {"SCANPY_SCGPT_MODEL": "x", "SCANPY_SCGPT_VERBOSITY": "error", "SCANPY_SCGPT_PROGRESS": "0"}
+    env = {
+        "SCANPY_SCGPT_MODEL": "x",
+        "SCANPY_SCGPT_VERBOSITY": "error",
+        "SCANPY_SCGPT_PROGRESS": "0",
+        "SCANPY_SCGPT_CACHE": "/c",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "Settings(model='x', verbosity='error', progress_bar=False)\n"
+    assert done.stdout == "Settings(model='x', verbosity='error', progress_bar=False, cache_dir='/c')\n"
 
 
 def _settings_in(env, before=""):
+    env = {"SCANPY_SCGPT_CACHE": "/c", **env}
     code = f"{before}\nimport logging, scanpy_scgpt as s; print(s.settings, logging.getLogger('scanpy_scgpt').level)"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return done.stdout, done.stderr
@@ -58,11 +66,22 @@ def test_words_for_no_progress(monkeypatch, value, shown):
     assert type(scgpt.settings)().progress_bar is shown
 
 
+def test_the_cache_is_where_caches_are(monkeypatch):
+    monkeypatch.delenv("SCANPY_SCGPT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert type(scgpt.settings)().cache_dir == "/caches/scanpy_scgpt"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert type(scgpt.settings)().cache_dir == "~/.cache/scanpy_scgpt"  # no home is needed until it is used
+
+
 def test_the_level_of_the_application_stays():
     before = "import logging; logging.getLogger('scanpy_scgpt').setLevel(logging.CRITICAL)"
-    assert _settings_in({}, before) == ("Settings(model='mini', verbosity='error', progress_bar=True) 50\n", "")
+    assert _settings_in({}, before) == (
+        "Settings(model='mini', verbosity='error', progress_bar=True, cache_dir='/c') 50\n",
+        "",
+    )
     out, _ = _settings_in({"SCANPY_SCGPT_VERBOSITY": "debug"}, before)
-    assert out == "Settings(model='mini', verbosity='debug', progress_bar=True) 10\n"
+    assert out == "Settings(model='mini', verbosity='debug', progress_bar=True, cache_dir='/c') 10\n"
     out, _ = _settings_in({}, before.replace("CRITICAL", "WARNING"))
     assert "verbosity='warning'" in out
 

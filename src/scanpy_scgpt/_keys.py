@@ -33,7 +33,24 @@ class EmbedKeys:
         return cls() if key_added is None else cls(obsm=key_added, uns=f"embed_{key_added}")
 
 
+@dataclass(frozen=True)
+class LayerKeys:
+    """Slots of a verb that writes values and their standard deviation as layers."""
+
+    layer: str
+    spread: str
+    uns: str
+
+    def named(self, key_added: str | None) -> LayerKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        if key_added is None:
+            return self
+        return LayerKeys(layer=key_added, spread=f"{key_added}_sd", uns=f"{self.uns}_{key_added}")
+
+
 FILE = "scgpt_file"
 """`.obs` column of a result over several files: which file a cell is of."""
 TOKENIZE = TokenizeKeys()
 EMBED = EmbedKeys()
+GENERATE = LayerKeys("scgpt_generated", "scgpt_generated_sd", "generate")
+DENOISE = LayerKeys("scgpt_denoised", "scgpt_denoised_sd", "denoise")

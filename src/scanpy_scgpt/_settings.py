@@ -6,10 +6,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ._logging import VERBOSITIES, set_verbosity, verbosity
 
-_FIELDS = ("model", "verbosity", "progress_bar")
+_FIELDS = ("model", "verbosity", "progress_bar", "cache_dir")
 _OFF = {"0", "false", "no", "off"}
 
 
@@ -26,6 +27,11 @@ def _verbosity_of_environment() -> str | None:
     return given or None
 
 
+def _cache_of_environment() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return os.environ.get("SCANPY_SCGPT_CACHE") or str(Path(base) / "scanpy_scgpt")
+
+
 class Settings:
     """Defaults that hold for the session; each can be set from the environment.
 
@@ -38,6 +44,9 @@ class Settings:
         A level that the logger `scanpy_scgpt` has before the import stays unless one of the two sets another.
     progress_bar
         Show progress of long loops (`SCANPY_SCGPT_PROGRESS`; `0`, `false`, `no` or `off` hides it).
+    cache_dir
+        Folder of downloaded checkpoints and registered names (`SCANPY_SCGPT_CACHE`; default `scanpy_scgpt` in
+        `$XDG_CACHE_HOME` or `~/.cache`). It is made when something is put there.
     """
 
     def __init__(self) -> None:
@@ -48,6 +57,7 @@ class Settings:
         else:
             self.verbosity = asked or "info"
         self.progress_bar = os.environ.get("SCANPY_SCGPT_PROGRESS", "1").strip().lower() not in _OFF
+        self.cache_dir: str | os.PathLike[str] = _cache_of_environment()
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _FIELDS:
@@ -63,6 +73,9 @@ class Settings:
             raise TypeError(msg)
         if name == "model" and not isinstance(value, str | os.PathLike):
             msg = f"model={value!r}: use the name of a checkpoint or the path of its folder."
+            raise TypeError(msg)
+        if name == "cache_dir" and (not isinstance(value, str | os.PathLike) or not os.fspath(value)):
+            msg = f"cache_dir={value!r}: use the path of a folder."
             raise TypeError(msg)
         super().__setattr__(name, value)
 

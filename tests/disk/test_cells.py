@@ -251,3 +251,17 @@ def test_a_failed_rewriting_leaves_nothing(counts, tmp_path):
         disk.rewrite(path, tmp_path / "out.h5ad", overwrite=True)
     assert (tmp_path / "out.h5ad").read_bytes() == before
     assert sorted(item.name for item in tmp_path.iterdir()) == ["cells.h5ad", "cells.zarr", "out.h5ad"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_columns_with_a_mask(counts, tmp_path, kind):
+    """As newer releases of anndata write them: nullable text, also as the index; of a categorical with short names."""
+    counts.obs_names = pd.Index(pd.array(counts.obs_names, dtype="string"))
+    counts.obs["text"] = pd.array(["a", None, *["b"] * 698], dtype="string")
+    counts.obs["whole"] = pd.array([None, *range(699)], dtype="Int64")
+    with ad.settings.override(allow_write_nullable_strings=True):
+        path = write(counts, tmp_path, kind)
+    cells = disk.open_cells(path)
+    assert cells.names(5, 9).tolist() == counts.obs_names[5:9].tolist()
+    assert cells.obs_texts("text", 0, 3).tolist() == ["a", "nan", "b"]
+    assert cells.obs_texts("whole", 0, 3).tolist() == ["<NA>", "0", "1"]

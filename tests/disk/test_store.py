@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from scanpy_scgpt.data import GenerativeBatches
-from scanpy_scgpt.disk import TokenStore, TokenStoreWriter
+from scanpy_scgpt.disk import TokenStore, TokenStoreWriter, store_in
 from scanpy_scgpt.disk import _shards as shards
 from scanpy_scgpt.disk import _store as reader
 from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, TokenizerConfig, Tokens, match_genes
@@ -581,3 +581,28 @@ def test_resuming_says_so(tmp_path, vocab, cells, caplog):
     with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
         write(tmp_path / "store", vocab, cells)
     assert f"token store: 3 shards are in {tmp_path / 'store'} and stay." in caplog.text
+
+
+def test_notes_stay_and_shards_can_be_taken_back(tmp_path, vocab, cells):
+    tokens, names, columns = cells
+    assert store_in(tmp_path / "store") is None
+    with TokenStoreWriter(tmp_path / "store", vocab, CONFIG, origin=ORIGIN) as writer:
+        for key in (1, 0, 2):
+            block = slice(key * BLOCK, (key + 1) * BLOCK)
+            part = {name: values[block] for name, values in columns.items()}
+            writer.write(f"{key}", tokens.take(np.arange(N)[block]), names[block], part, notes={"key": key})
+    assert store_in(tmp_path / "store") == (ORIGIN, vocab, False)
+    writer = TokenStoreWriter(tmp_path / "store", vocab, CONFIG, origin=ORIGIN)
+    assert writer.keys == ["0", "1", "2"]
+    assert writer.written("1").names().tolist() == names[BLOCK : 2 * BLOCK].tolist()
+    writer.remove("1")
+    writer.remove("never there")
+    assert not writer.has("1")
+    store = writer.finish()
+    assert store_in(tmp_path / "store") == (ORIGIN, vocab, True)
+    assert store.notes == [{"key": 0}, {"key": 2}]
+    assert store.columns == ["label", "mito"]
+    assert store.names.tolist() == [*names[:BLOCK], *names[2 * BLOCK : 3 * BLOCK]]
+    with TokenStoreWriter(tmp_path / "store", vocab, CONFIG, origin=ORIGIN, append=True) as writer:
+        writer.remove("0")
+        assert len(writer.finish()) == 2 * BLOCK, "a shard of a complete store stays"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
+import pandas as pd
 import pytest
 import torch
 
-from scanpy_scgpt import models, settings
-from scanpy_scgpt.io import load_component
+from scanpy_scgpt import io, models, settings
+from scanpy_scgpt.io import CheckpointError, load_component
 from scanpy_scgpt.nn import CellTransformer
+
+ORIGINALS = ["whole-human", "continual", "brain", "blood", "heart", "lung", "kidney", "pan-cancer"]
 
 
 def test_the_bundled_model_loads_and_is_small():
-    assert models.available() == ["mini"]
+    assert models.available().index[0] == "mini"
     mini = models.load("mini")
     assert mini.name == "mini"
     assert mini.vocab["CD3D"] >= 0
@@ -41,3 +47,140 @@ def test_untrained_has_the_shape_and_other_weights():
     name = "transformer.layers.0.attention.in_proj.weight"
     assert not torch.allclose(random.weights[name], mini.weights[name])
     assert torch.equal(random.weights[name], models.untrained("mini").weights[name])
+
+
+def test_the_table_of_models(checkpoint_folder):
+    models.register("mine", checkpoint_folder)
+    table = models.available()
+    assert list(table.index) == ["mini", "mine", *ORIGINALS]
+    assert list(table.columns) == ["kind", "trained_on", "cells", "licence", "source", "size", "path", "how"]
+    assert list(table["kind"]) == ["bundled", "registered", *["original"] * 8]
+    info = models.load("mini").info
+    mini = table.loc["mini"]
+    assert mini["cells"] == info["n_training_cells"]
+    assert mini["trained_on"] == f"{len(info['studies'])} studies"
+    assert 1e6 < mini["size"] < 10e6
+    assert table.loc["mine", "size"] == sum(path.stat().st_size for path in checkpoint_folder.iterdir())
+    assert table.loc["mine", "how"] == "scgpt.models.load('mine')"
+    whole = table.loc["whole-human"]
+    assert (whole["cells"], whole["licence"], whole["size"]) == (33_000_000, "MIT (repository)", 203_273_199)
+    assert whole["how"] == "scgpt.models.download('whole-human')"
+    assert table.loc[ORIGINALS, "source"].str.startswith("https://drive.google.com/drive/folders/").all()
+    assert table.loc[ORIGINALS, "source"].is_unique
+    assert table.loc[ORIGINALS, "path"].isna().all()
+    assert pd.isna(table.loc["continual", "cells"])
+
+
+def test_a_registered_name_is_known_in_later_sessions(checkpoint_folder, cache, checkpoint):
+    assert models.register("mine", checkpoint_folder).name == "mine"
+    record = json.loads((cache / "names" / "mine.json").read_text())  # all that a later session has
+    assert record["record"]["folder"] == str(checkpoint_folder)
+    loaded = models.load("mine")
+    assert (loaded.name, loaded.vocab) == ("mine", checkpoint.vocab)
+    models.register("mine", checkpoint_folder)  # the same again is no change
+    models.unregister("mine")
+    assert checkpoint_folder.is_dir()
+    assert "mine" not in models.available().index
+    with pytest.raises(ValueError, match="'mine' is no name that was registered. Registered and downloaded: none"):
+        models.unregister("mine")
+
+
+def test_a_taken_name_is_refused(checkpoint_folder, tmp_path):
+    models.register("mine", checkpoint_folder)
+    other = shutil.copytree(checkpoint_folder, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"'mine' stands for .*tiny. Choose another name, or pass overwrite=True"):
+        models.register("mine", other)
+    models.register("mine", other, overwrite=True)
+    assert models.available().loc["mine", "path"] == str(other)
+    with pytest.raises(ValueError, match="'mini' is the bundled model. Choose another name"):
+        models.register("mini", other, overwrite=True)
+    with pytest.raises(ValueError, match="name='a b': use letters"):
+        models.register("a b", other)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        models.register("new", tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="is no checkpoint folder"):
+        models.register("new", tmp_path)
+    assert "new" not in models.available().index
+
+
+def test_a_folder_that_is_gone(checkpoint_folder, tmp_path):
+    folder = shutil.copytree(checkpoint_folder, tmp_path / "other")
+    models.register("mine", folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"The folder of 'mine', .*other, is gone.*models.register\('mine'"):
+        models.load("mine")
+    assert "mine" not in models.available().index
+    models.unregister("mine")
+
+
+def test_an_original_that_is_not_here_says_how_to_get_it(cache):
+    with pytest.raises(
+        ValueError, match=r"'whole-human' is not on this machine.*203 MB.*models.download\('whole-human'\)"
+    ):
+        models.load("whole-human")
+    step = (
+        r"Open https://drive.google.com/drive/folders/1kkug5C7NjvXIwQGGaGoqXTk_Lb_pDrBU in a browser, download "
+        rf"best_model.pt, args.json, vocab.json, put the three files into {cache}/checkpoints/blood, and load them: "
+        r"scgpt.models.load\('blood'\)"
+    )
+    with pytest.raises(ValueError, match=f"'blood' is not on this machine. {step}"):
+        models.load("blood")
+    for source in ("blood", "https://drive.google.com/drive/folders/1kkug5C7NjvXIwQGGaGoqXTk_Lb_pDrBU?usp=sharing"):
+        with pytest.raises(ConnectionError, match=f"lies on a drive that gives files to browsers only. {step}"):
+            models.download(source)
+    with pytest.raises(ValueError, match="No model 'bloood': .* Did you mean 'blood'"):
+        models.load("bloood")
+
+
+def test_the_manual_step_works(checkpoint_folder, cache, checkpoint):
+    """The files in the folder that the text names are found, listed, and not asked for again."""
+    folder = shutil.copytree(checkpoint_folder, cache / "checkpoints" / "blood")
+    assert models.load("blood").vocab == checkpoint.vocab
+    row = models.available().loc["blood"]
+    assert (row["kind"], row["path"], row["cells"]) == ("cached", str(folder), 10_300_000)
+    assert models.download("blood") == folder
+    with pytest.raises(ValueError, match=r"'blood' lies in the cache .*Delete the folder"):
+        models.unregister("blood")
+    (folder / "vocab.json").unlink()
+    with pytest.raises(CheckpointError, match="lacks vocab.json"):
+        models.load("blood")
+
+
+def test_an_original_elsewhere_gets_its_name(checkpoint_folder):
+    models.register("lung", checkpoint_folder)
+    assert models.download("lung") == checkpoint_folder
+    assert models.load("lung").name == "lung"
+    assert models.available().loc["lung", "cells"] == 2_100_000
+    assert list(models.available().index).count("lung") == 1
+
+
+def test_the_bundled_model_is_never_downloaded():
+    assert io.read_checkpoint(models.download("mini")).name == "mini"
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self.mark), "w"))
+
+
+@pytest.mark.parametrize("layout", ["original", "mirror"])
+def test_a_pickle_bomb_does_not_go_off(tmp_path, layout):
+    mark, folder = tmp_path / "mark", tmp_path / "bad"
+    folder.mkdir()
+    weights = {"original": "best_model.pt", "mirror": "pytorch_model.bin"}[layout]
+    torch.save({"encoder.embedding.weight": Bomb(mark)}, folder / weights)
+    (folder / "args.json").write_text('{"nheads": 2}')
+    (folder / "vocab.json").write_text('{"<pad>": 0, "<cls>": 1, "<eoc>": 2}')
+    for read in (models.load, io.read_checkpoint, lambda path: models.register("bad", path)):
+        with pytest.raises(
+            CheckpointError, match="objects other than tensors, which are never loaded because they could run"
+        ):
+            read(str(folder))
+    assert not mark.exists()
+    torch.load(folder / weights, weights_only=False)["encoder.embedding.weight"].close()
+    assert mark.exists()  # it was a bomb

@@ -24,8 +24,10 @@ def batch():
 
 
 def _module(**changes):
-    module = PretrainModule(CONFIG, **changes)
-    module.load_state_dict(initial_weights(CONFIG, seed=0))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        module = PretrainModule(CONFIG, **changes)
+    module.load_state_dict(initial_weights(CONFIG, seed=0), strict=not changes.get("distribution"))
     return module
 
 
@@ -91,3 +93,47 @@ def test_a_release_of_torch_without_the_private_operators(batch, monkeypatch, op
     monkeypatch.setattr(f"scanpy_scgpt.nn._attention.{operator}", None)
     monkeypatch.setattr("scanpy_scgpt.nn._attention._KnownPlusSelf", None)
     torch.testing.assert_close(_module().eval()(batch).total, expected)
+
+
+def test_the_head_of_the_distribution(batch):
+    assert _module().distribution_head is None
+    module = _module(distribution=True).eval()
+    found = module.generate(batch)
+    assert _module().generate(batch).logits is None
+    assert found.logits.shape == (*batch.unknown_ids.shape, CONFIG.n_bins)
+    counted = ~batch.unknown_padding
+    of_pass = lambda logits: torch.nn.functional.cross_entropy(logits[counted], batch.targets[counted].long())  # noqa: E731
+    module.prompting = False
+    torch.testing.assert_close(module(batch).terms["distribution"], of_pass(found.logits))
+    module.prompting = True
+    prompted = module.generate(batch, cell=found.cell)
+    expected = (of_pass(found.logits) + of_pass(prompted.logits)) / 2
+    torch.testing.assert_close(module(batch).terms["distribution"], expected)
+    module(batch).total.backward()
+    assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
+
+
+def test_masked_genes_see_every_token(batch):
+    """One pass over the known genes and the masked ones; an unknown gene sees the names of the other unknown ones."""
+    module = _module(task="pcpt", distribution=True).eval()
+    terms = module(batch).terms
+    assert set(terms) == {"masked_gep", "masked_gepc", "distribution"}
+    known = batch.known
+    padding = torch.zeros_like(known.gene_ids, dtype=torch.bool) if known.padding is None else known.padding
+    hidden = module.transformer(
+        torch.cat([known.gene_ids, batch.unknown_ids], 1),
+        torch.cat([known.values, torch.full_like(batch.targets, -1)], 1),
+        torch.cat([padding, batch.unknown_padding], 1),
+    )
+    counted, n = ~batch.unknown_padding, known.gene_ids.shape[1]
+    predicted = module.expression_head(hidden[:, n:]).values
+    torch.testing.assert_close(terms["masked_gep"], (predicted - batch.targets)[counted].square().mean())
+    changed = batch._replace(unknown_ids=batch.unknown_ids.flip(0))
+    assert not torch.allclose(module(changed).terms["masked_gep"], terms["masked_gep"])
+    both = _module(task="both").eval()(batch)
+    alone = {**_module().eval()(batch).terms, **_module(task="pcpt").eval()(batch).terms}
+    assert list(both.terms) == ["gep", "gepc", "prompt", "masked_gep", "masked_gepc"]
+    for name, value in alone.items():
+        torch.testing.assert_close(both.terms[name], value)
+    torch.testing.assert_close(both.total, sum(alone.values()))
+    assert set(_module(task="pcpt", contrast=True)(batch).terms) == {"masked_gep", "masked_gepc", "contrast"}

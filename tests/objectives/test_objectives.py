@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from scanpy_scgpt.objectives import combine, contrastive_cells, elastic_similarity, masked_mse, masked_nonzero_nll
+from scanpy_scgpt.objectives import (
+    combine,
+    contrastive_cells,
+    elastic_similarity,
+    masked_cross_entropy,
+    masked_mse,
+    masked_nonzero_nll,
+)
 
 CELLS = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
 
@@ -22,6 +29,13 @@ def test_nonzero_nll_is_the_bernoulli_likelihood():
     p, target = torch.tensor([[0.8, 0.3, 0.5]]), torch.tensor([[4.0, 0.0, 1.0]])
     counted = torch.tensor([[True, True, False]])
     assert masked_nonzero_nll(p, target, counted).item() == pytest.approx(-(np.log(0.8) + np.log(0.7)) / 2)
+
+
+def test_cross_entropy_counts_only_what_counts():
+    logits = torch.log(torch.tensor([[[0.1, 0.9], [0.5, 0.5], [0.3, 0.7]]]))
+    target, counted = torch.tensor([[1.0, 0.0, -2.0]]), torch.tensor([[True, True, False]])
+    assert masked_cross_entropy(logits, target, counted).item() == pytest.approx(-(np.log(0.9) + np.log(0.5)) / 2)
+    assert masked_cross_entropy(logits, target, torch.zeros_like(counted)).item() == 0
 
 
 def test_elastic_similarity_by_hand():

@@ -35,7 +35,7 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rate = np.where((np.arange(60) % 2)[None, :] == kind[:, None], 4.0, 0.4) * rng.lognormal(0, 0.7, size=(100, 1))
         adata = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.int32)))
         adata.var_names = [f"G{j}" for j in range(60)]
-        adata.obs_names = [f"cell{j}" for j in range(100)]
+        adata.obs_names = [f"cell{i}-{j}" for j in range(100)]
         adata.write_h5ad(folder / f"part{i}.h5ad")
     return folder
 

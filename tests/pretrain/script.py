@@ -1,6 +1,7 @@
 """A pretraining run as a user starts it: `python script.py OUT FILES '{"setting": value}'`.
 
-With `stand_at` in the settings it makes the file `OUT/standing` before that step and waits there to be killed.
+With `stand_at` in the settings it makes the file `OUT/standing` before that step and waits there to be killed; with
+`break_at` the loss of the last process is infinite in that step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from scanpy_scgpt import pretrain, settings
+from scanpy_scgpt._batch import GenerativeStep
 from scanpy_scgpt.tokenizer import GeneVocab
 from scanpy_scgpt.train import TrainingPlan
 
@@ -24,6 +26,12 @@ def stand(plan: TrainingPlan, *_: object) -> None:
         time.sleep(3600)
 
 
+def overflow(plan: TrainingPlan, batch: GenerativeStep, *_: object) -> None:
+    if plan.global_step == break_at and plan.global_rank == plan.trainer.world_size - 1:
+        for part in batch.batches:
+            part.targets.fill_(torch.inf)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -32,5 +40,8 @@ if __name__ == "__main__":
     stand_at = changes.pop("stand_at", None)
     if stand_at is not None:
         TrainingPlan.on_train_batch_start = stand
+    break_at = changes.pop("break_at", None)
+    if break_at is not None:
+        TrainingPlan.on_train_batch_start = overflow
     vocab = GeneVocab([f"G{j}" for j in range(60)])
     pretrain.run(sorted(folder.glob("*.h5ad")), out, vocab=vocab, accelerator="cpu", **changes)

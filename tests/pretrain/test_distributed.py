@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from scanpy_scgpt import io
+from scanpy_scgpt.pretrain import PretrainConfig
+from scanpy_scgpt.pretrain._curves import SPEED
 from scanpy_scgpt.pretrain._loop import trainer_of
 
 pytestmark = [
@@ -24,7 +26,10 @@ def test_two_processes_train_what_one_trains(start_run, run_here, tmp_path):
     In single precision. The bias of the keys is left out: it moves all scores of a query alike, so its gradient is
     nothing but rounding, which Adam blows up to the learning rate.
     """
-    settings = {"max_steps": 8, "dropout": 0.0, "lr": 1e-3, "panel_share": 0.3}
+    settings = {
+        "max_steps": 8, "dropout": 0.0, "lr": 1e-3, "panel_share": 0.3, "task": "both", "balance": "study",
+        "step_from": "study",
+    }  # fmt: skip
     started = start_run(tmp_path / "two", devices=2, max_tokens=200, **settings)
     one = run_here(tmp_path / "one", **settings)
     errors = started.communicate(timeout=120)[1]
@@ -37,8 +42,9 @@ def test_two_processes_train_what_one_trains(start_run, run_here, tmp_path):
             expected, found = torch.cat([q, v]), torch.cat([found_q, found_v])
         assert (found - expected).norm() <= 1e-5 * expected.norm(), name
     assert two.info["losses"] == pytest.approx(one.info["losses"], rel=1e-5)
-    assert two.info["mean_bin_mse"] == pytest.approx(one.info["mean_bin_mse"])
-    metrics = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two")]
+    for ratio, found in one.info["errors"].items():
+        assert two.info["errors"][ratio] == pytest.approx(found, rel=1e-5)
+    metrics = [pd.read_csv(tmp_path / name / "metrics.csv").drop(columns=list(SPEED)) for name in ("one", "two")]
     pd.testing.assert_frame_equal(metrics[1][sorted(metrics[0])], metrics[0][sorted(metrics[0])], rtol=1e-4)
     written = {path.name for path in (tmp_path / "two").iterdir()}
     assert written == {path.name for path in (tmp_path / "one").iterdir()}
@@ -56,22 +62,35 @@ def test_a_model_that_cannot_be_written_ends_all_processes(start_run, tmp_path):
     assert f"RuntimeError: Another process could not make the model in {tmp_path / 'model'}; its error" in errors
 
 
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(start_run, tmp_path):
+    """Both name the step; the one whose own losses are fine says so."""
+    started = start_run(tmp_path, devices=2, max_steps=6, break_at=5, distribution=False)
+    try:
+        errors = started.communicate(timeout=120)[1]
+    finally:
+        started.kill()
+    assert started.returncode != 0
+    assert "NonFiniteError: Step 6: gep=inf, gepc=inf, prompt=inf is not finite" in errors
+    assert "NonFiniteError: Step 6: no loss of this process, but the gradient is not finite" in errors
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    assert not (tmp_path / "model").exists()
+
+
 def test_more_processes_than_cells_of_a_step(run_here, tmp_path):
     with pytest.raises(ValueError, match=r"batch_size=3 is .* over all processes, .* 4 processes\. Use batch_size=4"):
         run_here(tmp_path, batch_size=3, devices=4)
     with pytest.raises(ValueError, match=r"\d+ cells for training and 3 for validation are too few for 4 processes"):
         run_here(tmp_path, validation_share=0.01, devices=4)
-    assert not any(tmp_path.iterdir())
+    assert not (tmp_path / "run.json").exists()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", DDPStrategy(find_unused_parameters=True)])
 def test_the_strategy_reaches_lightning(strategy, monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(lp, "Trainer", lambda **given: seen.update(given))
-    trainer_of(
-        tmp_path, max_steps=1, epoch_steps=1, prompt_after=0, precision="32-true", accelerator="cuda", devices=8,
-        strategy=strategy, num_nodes=2,
-    )  # fmt: skip
+    config = PretrainConfig(max_steps=1)
+    trainer_of(tmp_path, config, loggers=[], accelerator="cuda", devices=8, strategy=strategy, num_nodes=2)
     assert seen["strategy"] is strategy
     assert (seen["accelerator"], seen["devices"], seen["num_nodes"]) == ("cuda", 8, 2)
     assert "gradient_clip_val" not in seen  # the plan clips

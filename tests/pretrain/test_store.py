@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from scipy import sparse
 
 import scanpy_scgpt as scgpt
 from scanpy_scgpt import pretrain
-from scanpy_scgpt.pretrain._corpus import build_corpus, store_corpus
+from scanpy_scgpt.pretrain._corpus import store_corpus
 
 SMALL = {
     "d_model": 16,
@@ -55,21 +56,22 @@ def test_a_store_trains_as_its_files_do(files, store, vocab, tmp_path):
     from_store = pretrain.run(store, tmp_path / "store", accelerator="cpu", **SMALL)
     assert from_store.info["studies"] == from_files.info["studies"] == {"Zheng 2017": 300, "b": 400}
     assert from_store.info["losses"] == from_files.info["losses"]
-    assert from_store.info["mean_bin_mse"] == pytest.approx(from_files.info["mean_bin_mse"])
+    assert from_store.info["errors"] == from_files.info["errors"]
     for name, tensor in from_files.weights.items():
         torch.testing.assert_close(from_store.weights[name], tensor, rtol=0, atol=0)
     again = pretrain.run(store, tmp_path / "store", accelerator="cpu", **SMALL)
     assert again.info["losses"] == from_store.info["losses"], "the run is known again by the store"
 
 
-def test_what_is_held_of_each_cell_of_a_store(files, store, vocab, tmp_path, monkeypatch):
+def test_what_is_held_of_each_cell_of_a_store(files, store, tmp_path, monkeypatch):
     """Neither names nor row pointers of all cells; the split is that of the files."""
     held = store_corpus(scgpt.disk.TokenStore(store))
-    whole = build_corpus(files, scgpt.tokenizer.Tokenizer(vocab, held.tokens.config), rng=0)
+    names = np.concatenate([f"{path.stem}/" + ad.read_h5ad(path).obs_names.to_numpy(object) for path in files])
+    whole = pretrain.Corpus(held.tokens, [names], held.study, held.tissue)
     for here, there in zip(held.split(share=0.3, rng=4), whole.split(share=0.3, rng=4), strict=True):
         np.testing.assert_array_equal(here, there)
-    np.testing.assert_array_equal(np.concatenate(list(held.names)), whole.names)
-    assert held.study.tolist() == whole.study.tolist()
+    np.testing.assert_array_equal(np.concatenate(list(held.names)), names)
+    assert held.study.tolist() == ["Zheng 2017"] * 300 + ["b"] * 400
     assert held.study.codes.dtype == np.int8
     assert not {"names", "indptr"} & set(vars(held.tokens))
 
@@ -83,12 +85,12 @@ def test_what_is_held_of_each_cell_of_a_store(files, store, vocab, tmp_path, mon
 def test_stores_that_do_not_fit(files, store, vocab, tmp_path):
     with pytest.raises(FileNotFoundError, match="nope.tokens: there is no such file or token store"):
         pretrain.run(tmp_path / "nope.tokens", tmp_path / "out", **SMALL)
-    with pytest.raises(ValueError, match=r"is a token store: give it alone. pp.tokenize\(\[...\], out=...\)"):
+    with pytest.raises(ValueError, match=r"is a token store: give it alone. pretrain.prepare\(\[...\], out\)"):
         pretrain.run([store, files[0]], tmp_path / "out", **SMALL)
     with pytest.raises(ValueError, match=r"made with n_bins=51, ties='mid'; the run asks for n_bins=31, ties='mid'"):
         pretrain.run(store, tmp_path / "out", n_bins=31, **SMALL)
     other = scgpt.tokenizer.GeneVocab(vocab.genes[:100])
     with pytest.raises(ValueError, match="vocabulary"):
         pretrain.run(store, tmp_path / "out", vocab=other, **SMALL)
-    with pytest.raises(ValueError, match="vocab=None: files of cells need a vocabulary"):
-        pretrain.run(files, tmp_path / "out", **SMALL)
+    with pytest.raises(ValueError, match="is a token store, whose cells were chosen. Leave it out"):
+        pretrain.run(store, tmp_path / "out", filters=pretrain.QualityFilters(min_genes=5), **SMALL)

@@ -12,7 +12,7 @@ from scanpy_scgpt.data import GenerativeBatches
 from scanpy_scgpt.module import PretrainModule, initial_weights
 from scanpy_scgpt.nn import TransformerConfig
 from scanpy_scgpt.tokenizer import Tokens
-from scanpy_scgpt.train import PlanConfig, TrainingPlan
+from scanpy_scgpt.train import NonFiniteError, PlanConfig, TrainingPlan
 
 CONFIG = TransformerConfig(n_tokens=60, pad_id=57, d_model=16, n_heads=2, n_layers=2, d_ff=16, dropout=0.0)
 pytestmark = [
@@ -172,3 +172,44 @@ def test_any_other_batch_is_a_step():
     trainer = _train(module, [torch.ones(3), 2 * torch.ones(3)], steps=2)
     assert trainer.global_step == 2
     assert float(trainer.callback_metrics["square_train"]) == pytest.approx(2.5, rel=0.01)
+
+
+class _Overflow(lp.Callback):
+    """Make the prediction of a step infinite."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, plan, *_):
+        if trainer.global_step == self.step:
+            scale = torch.tensor(torch.inf)
+            plan.module.expression_head.register_forward_hook(
+                lambda _m, _i, out: out._replace(values=out.values * scale)
+            )
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_that_is_not_finite_is_not_taken(clip):
+    settings = {"lr": 1e-3, "clip": clip}
+    expected, found = _module(), _module()
+    _train(expected, _batches(), steps=2, **settings)
+    text = (
+        r"Step 3: gep=(inf|nan), prompt=(inf|nan) is not finite \(lr=0\.0009.*precision='32-true'\).*such as lr=0\.0003"
+    )
+    with pytest.raises(NonFiniteError, match=text):
+        _train(found, _batches(), steps=4, callbacks=[_Overflow(2)], **settings)
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_half_precision_may_overflow_now_and_then():
+    """The scaler of gradients leaves a step out; only when its scale has become tiny, something is wrong."""
+    plan = TrainingPlan(_module(), PlanConfig(lr=1e-3, total_steps=10))
+    scaler = type("Scaler", (), {"get_scale": lambda _self: scale})()
+    plan._trainer = type("Trainer", (), {"precision": "16-mixed", "global_step": 5})()
+    plan._trainer.precision_plugin = type("Plugin", (), {"scaler": scaler})()
+    scale = 2.0
+    plan._refuse_step()
+    scale = 1e-4
+    with pytest.raises(NonFiniteError, match=r'the gradient is not finite .* or precision="32-true"\.'):
+        plan._refuse_step()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from scanpy_scgpt._version import __version__
 
+from . import _models, _pretrain
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scanpy-scgpt", description="scGPT as a Scanpy plugin.")
@@ -29,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--max-tokens", type=int, help="most tokens of a batch")
     embed.add_argument("--shard", type=_shard, metavar="WHICH/OF", help="share of the cells, such as 0/4 to 3/4")
     embed.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
-    commands.add_parser("models", help="list the models that are there")
+    _pretrain.add_parser(commands)
+    _models.add_parser(commands)
     return parser
 
 
@@ -80,11 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(demo(args.out, model=args.model))
         elif args.command == "embed":
             _embed(args)
+        elif args.command == "pretrain":
+            _pretrain.pretrain(args)
         else:
-            from scanpy_scgpt import models
-
-            for name in models.available():
-                print(models.load(name).label)
+            print(_models.models(args))
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"scanpy-scgpt {args.command}: {text}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from ._collate import DigitBatch, batches_by_length, collate_digits
 from ._generative import as_panel, split_generative, split_sizes
 from ._loader import CellLoader, TokenBatch, TokenSource
+from ._order import PassOrder
 from ._pack import PackedBatch, pack_digits
 from ._steps import GenerativeBatches, StepSampler
 
@@ -11,6 +12,7 @@ __all__ = [
     "DigitBatch",
     "GenerativeBatches",
     "PackedBatch",
+    "PassOrder",
     "StepSampler",
     "TokenBatch",
     "TokenSource",

@@ -14,6 +14,7 @@ from scanpy_scgpt.tokenizer import Tokens
 
 from ._collate import batches_by_length
 from ._generative import on_panel, panel_of_genes, split_generative, split_sizes
+from ._order import PassOrder
 
 if TYPE_CHECKING:
     from scanpy_scgpt.disk import TokenStore
@@ -47,6 +48,8 @@ class GenerativeBatches(Dataset[GenerativeStep]):
     max_tokens
         Most tokens of a micro-batch, padding and `<cls>` included; cells of similar length go together, and a single
         longer cell is a micro-batch of its own. None: the cells of a process are one micro-batch.
+    balance, balance_power, step_from
+        Groups of the cells and what they change in the order (:class:`PassOrder`).
     seed
         Seed of order and splits.
     """
@@ -67,13 +70,17 @@ class GenerativeBatches(Dataset[GenerativeStep]):
         n_tokens: int = 0,
         n_bins: int = 51,
         max_tokens: int | None = None,
+        balance: np.ndarray | None = None,
+        balance_power: float = 0.0,
+        step_from: np.ndarray | None = None,
     ) -> None:
-        self.tokens, self.cells = tokens, cells
-        self.batch_size, self.max_length, self.ratios = batch_size, max_length, tuple(ratios)
+        self.tokens, self.max_length, self.ratios = tokens, max_length, tuple(ratios)
+        self.order = PassOrder(
+            cells, batch_size=batch_size, seed=seed, balance=balance, power=balance_power, step_from=step_from
+        )
         self.special = {"pad_id": pad_id, "cls_id": cls_id, "cls_value": cls_value}
         self.seed, self.max_tokens = seed, max_tokens
         self.rank, self.world = 0, 1
-        self._order: tuple[int, np.ndarray] | None = None  # a pass and its order of the cells
         self.panel_share, self.n_tokens, self.n_bins = panel_share, n_tokens, n_bins
 
     def of_process(self, rank: int, world: int) -> GenerativeBatches:
@@ -82,19 +89,26 @@ class GenerativeBatches(Dataset[GenerativeStep]):
         mine.rank, mine.world = rank, world
         return mine
 
+    def asking(self, ratio: float) -> GenerativeBatches:
+        """The same steps with one share of unknown genes."""
+        other = copy.copy(self)
+        other.ratios = (ratio,)
+        return other
+
+    def plainly(self, *, batch_size: int) -> GenerativeBatches:
+        """The same cells whole and as often as they are, in steps of another size."""
+        other = copy.copy(self)
+        other.panel_share, other.max_tokens = 0.0, None
+        other.order = PassOrder(self.order.cells, batch_size=batch_size, seed=self.seed)
+        return other
+
     @property
     def steps_per_pass(self) -> int:
         """Steps that show every cell once (the last cells of a pass wait for the next shuffle)."""
-        return max(len(self.cells) // self.batch_size, 1)
-
-    def _order_of(self, passed: int) -> np.ndarray:
-        if self._order is None or self._order[0] != passed:
-            self._order = passed, np.random.default_rng([self.seed, 0, passed]).permutation(self.cells)
-        return self._order[1]
+        return self.order.steps
 
     def __getitem__(self, step: int) -> GenerativeStep:
-        passed, i = divmod(step, self.steps_per_pass)
-        everyone = self._order_of(passed)[i * self.batch_size : (i + 1) * self.batch_size]
+        everyone = self.order.step(step)
         rng = np.random.default_rng([self.seed, 1, step])
         ratio, panelled = float(rng.choice(self.ratios)), rng.random() < self.panel_share
         keys = rng.integers(2**64, size=len(everyone), dtype=np.uint64)[self.rank :: self.world]

@@ -45,6 +45,12 @@ def _as_names(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=object).astype(str)
 
 
+def _texts(node: Node, start: int, stop: int) -> np.ndarray:
+    """Values `start:stop` of an array as str."""
+    is_bytes = hasattr(node, "asstr") and node.dtype.kind in "OS"  # HDF5
+    return _as_names((node.asstr() if is_bytes else node)[start:stop])
+
+
 class _Layers(Mapping[str, DiskMatrix]):
     """Layers of a file, each opened when it is asked for."""
 
@@ -173,7 +179,7 @@ class CellFile:
         return held[start - first : max(stop, start) - first]
 
     def obs_texts(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Values `start:stop` of a column of `obs` as str; `nan` where a categorical has none."""
+        """Values `start:stop` of a column of `obs` as str; `nan` or `<NA>` where there is none."""
         from anndata.io import read_elem
 
         with opened(self.path) as root:
@@ -181,12 +187,12 @@ class CellFile:
             if hasattr(node, "dtype"):
                 if "categories" in node.attrs:  # anndata before 0.8: the numbers are codes
                     return _as_names(np.asarray(self.obs_column(name)))[start:stop]
-                is_bytes = hasattr(node, "asstr") and node.dtype.kind in "OS"  # HDF5
-                return _as_names((node.asstr() if is_bytes else node)[start:stop])
+                return _texts(node, start, stop)
             if "codes" not in node:  # with a mask, such as nullable numbers
-                return _as_names(np.asarray(self.obs_column(name)))[start:stop]
+                values = _texts(node["values"], start, stop)
+                return np.where(node["mask"][start:stop], "<NA>", values).astype(str)
             names, codes = _as_names(read_elem(node["categories"])), node["codes"][start:stop]
-        return np.where(codes >= 0, names[codes] if names.size else "nan", "nan").astype(names.dtype)
+        return np.where(codes >= 0, names[codes] if names.size else "nan", "nan").astype(str)
 
     def _read_names(self, start: int, stop: int) -> np.ndarray:
         return self.obs_texts(self._index, start, stop)

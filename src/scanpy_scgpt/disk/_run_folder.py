@@ -9,12 +9,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from scanpy_scgpt._logging import get_logger
 
+from ._lock import alone_with
 from ._shards import write_file
 
 logger = get_logger(__name__)
@@ -152,19 +153,8 @@ class RunFolder:
 
         A killed process holds nothing. False, too, when the folder is gone because the result is in its place.
         """
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows
-            yield self.path.is_dir()
-            return
-        with ExitStack() as stack:
-            try:
-                file = stack.enter_context((self.path / f"{name}.lock").open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                mine = self.path.is_dir()
-            except (BlockingIOError, FileNotFoundError):  # another is at it, or has done it
-                mine = False
-            yield mine
+        with alone_with(self.path / f"{name}.lock", wait=wait) as mine:
+            yield mine and self.path.is_dir()
 
     def place(self, result: Path) -> None:
         """Move the complete result, a file or folder inside the run folder, to `out`; remove the rest."""

@@ -108,6 +108,8 @@ class Record:
         Size and BLAKE2b of the data file.
     columns
         Annotations of its cells, in the order of their sections.
+    notes
+        What the writer says of it, as JSON holds it.
     """
 
     key: str
@@ -119,6 +121,7 @@ class Record:
     n_bytes: int
     checksum: str
     columns: dict[str, Column] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Record:
@@ -216,6 +219,7 @@ def write_shard(
     *,
     gene_ids: np.dtype,
     part: int,
+    notes: Mapping[str, Any] | None = None,
 ) -> Record:
     """Write the data file of a shard, then its record: a shard without a record does not count.
 
@@ -229,7 +233,7 @@ def write_shard(
         Cells, their names `(n_cells,)`, and annotations `(n_cells,)`.
     gene_ids
         Type of the ids in the file.
-    part
+    part, notes
         See :class:`Record`.
     """
     encoded = {name: Column.encode(values) for name, values in columns.items()}
@@ -259,6 +263,7 @@ def write_shard(
         n_bytes=sum(len(piece) for piece in parts),
         checksum=checksum.hexdigest(),
         columns={name: column for name, (column, _) in encoded.items()},
+        notes=dict(notes or {}),
     )
     write_file(data_path(folder, key), parts)
     write_json(record_path(folder, key), record.to_dict())

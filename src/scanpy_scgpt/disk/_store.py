@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -68,6 +68,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
         raise ValueError(msg)
     return manifest
+
+
+class Beginnings(NamedTuple):
+    """What stands in the folder of a store: the `origin` of its first writing, its `vocab`, and `complete`."""
+
+    origin: dict[str, Any]
+    vocab: GeneVocab
+    complete: bool
+
+
+def store_in(folder: str | Path) -> Beginnings | None:
+    """What was begun or finished in a folder, None where no token store is."""
+    folder = Path(folder).expanduser().resolve()
+    _await_replacement(folder)
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(folder)
+    return Beginnings(manifest["origins"][0], GeneVocab.read(folder / VOCAB), manifest["complete"])
 
 
 class TokenStore:
@@ -179,6 +197,16 @@ class TokenStore:
         while len(self._open) > _MOST_OPEN:
             self._open.pop(next(iter(self._open)), None)
         return shard
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the annotations of the cells."""
+        return list(self._records[0].columns) if self._records else []
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """What the writer said of each shard."""
+        return [dict(record.notes) for record in self._records]
 
     def _gathered(self, parts: Iterable[np.ndarray], dtype: DTypeLike) -> np.ndarray:
         listed = list(parts)

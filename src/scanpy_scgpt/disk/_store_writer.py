@@ -15,7 +15,18 @@ import numpy as np
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig, Tokens
 
-from ._shards import DRAFT, Record, check_key, data_path, read_records, record_path, write_file, write_json, write_shard
+from ._shards import (
+    DRAFT,
+    Record,
+    Shard,
+    check_key,
+    data_path,
+    read_records,
+    record_path,
+    write_file,
+    write_json,
+    write_shard,
+)
 from ._store import FORMAT, MANIFEST, SHARDS, VERSION, VOCAB, TokenStore, beside, put_back, read_manifest
 
 logger = get_logger(__name__)
@@ -151,6 +162,22 @@ class TokenStoreWriter:
         """Whether the shard is there: then it need not be tokenised again."""
         return shard_key in self._records or self._look(shard_key)
 
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the shards that are there, in the order of their cells."""
+        return [record.key for record in sorted(self._records.values(), key=lambda record: record.order)]
+
+    def written(self, shard_key: str) -> Shard:
+        """A shard that is there: its names, columns and notes."""
+        return Shard(self._shards, self._records[shard_key])
+
+    def remove(self, shard_key: str) -> None:
+        """Take back a shard of this writing."""
+        if self.has(shard_key) and shard_key not in self._listed:
+            record_path(self._shards, shard_key).unlink(missing_ok=True)  # first: without it the data does not count
+            data_path(self._shards, shard_key).unlink(missing_ok=True)
+            del self._records[shard_key]
+
     def _look(self, key: str) -> bool:
         """Whether another process has written the shard meanwhile; the others are not looked at."""
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):  # as in `read_records`
@@ -165,6 +192,8 @@ class TokenStoreWriter:
         tokens: Tokens,
         names: np.ndarray,
         columns: Mapping[str, np.ndarray] | None = None,
+        *,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Write one shard; it is there wholly or not at all.
 
@@ -178,6 +207,8 @@ class TokenStoreWriter:
             Their names, shape `(n_cells,)`.
         columns
             Annotations, each of shape `(n_cells,)`; numbers, truth values or text. The same names in every shard.
+        notes
+            What to keep about the shard, as JSON can hold it; :attr:`TokenStore.notes` gives it back.
 
         Raises
         ------
@@ -191,7 +222,9 @@ class TokenStoreWriter:
         self._check(shard_key, tokens, np.asarray(names, dtype=object), columns)
         part = self._listed[shard_key].part if shard_key in self._listed else self._part
         try:
-            record = write_shard(self._shards, shard_key, tokens, names, columns, gene_ids=self._gene_ids, part=part)
+            record = write_shard(
+                self._shards, shard_key, tokens, names, columns, gene_ids=self._gene_ids, part=part, notes=notes
+            )
         except OSError as error:
             cells = sum(record.n_cells for record in self._records.values())
             msg = (

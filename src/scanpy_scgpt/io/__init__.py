@@ -8,6 +8,7 @@ from ._checkpoint import (
     load_component,
     write_checkpoint,
 )
+from ._mirror import checkpoint_files
 from ._read import read_checkpoint
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "LoadReport",
+    "checkpoint_files",
     "load_component",
     "read_checkpoint",
     "write_checkpoint",

@@ -147,13 +147,25 @@ def read_legacy(folder: Path) -> Checkpoint:
             "Download the missing file from where the others came."
         )
         raise CheckpointError(msg)
-    args = read_json(folder / "args.json")
-    if not isinstance(args, dict):
-        msg = f"{folder / 'args.json'} holds a JSON {type(args).__name__}; the settings of a model are an object."
-        raise CheckpointError(msg)
+    args = read_args(folder / "args.json")
     vocab = read_vocab(folder / "vocab.json")
     path = folder / WEIGHTS_FILE
-    state = _read_tensors(path)
+    return assemble(path, read_tensors(path), args, vocab, info={"format": "original release", "args": args})
+
+
+def read_args(path: Path) -> dict[str, Any]:
+    """Settings of a model as an object."""
+    args = read_json(path)
+    if not isinstance(args, dict):
+        msg = f"{path} holds a JSON {type(args).__name__}; the settings of a model are an object."
+        raise CheckpointError(msg)
+    return args
+
+
+def assemble(
+    path: Path, state: dict[str, Tensor], args: dict[str, Any], vocab: GeneVocab, *, info: dict[str, Any]
+) -> Checkpoint:
+    """Checkpoint from the parts of a folder: tensors by the original's names, settings, vocabulary."""
     _refuse_normalisers(state, path=path)
     weights, ignored = renamed(state)
     config = transformer_config(weights, args, vocab, path=path, state=state)
@@ -162,18 +174,19 @@ def read_legacy(folder: Path) -> Checkpoint:
     cls_value = _PAD_VALUE if pad_value is None else float(pad_value)
     tokenizer = TokenizerConfig(n_bins=config.n_bins, ties="random", max_length=length, cls_value=cls_value)
     return Checkpoint(
-        name=folder.name,
+        name=path.parent.name,
         transformer=config,
         tokenizer=tokenizer,
         vocab=vocab,
         weights=weights,
         digest=file_digest(path),
-        info={"format": "original release", "args": args},
+        info=info,
         ignored=ignored,
     )
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A state dict out of a file of torch; no object other than tensors is unpickled."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -4,6 +4,9 @@ from ._cells import CellTokens
 from ._dask import active_client, embed_on_workers
 from ._devices import choose_device
 from ._files import BLOCK_ROWS, CellFiles, embed_files
+from ._gene_lists import GeneLists
+from ._generative_pass import Predicted
+from ._generator import Generator, Order
 from ._inference import Embedder
 
 __all__ = [
@@ -11,6 +14,10 @@ __all__ = [
     "CellFiles",
     "CellTokens",
     "Embedder",
+    "GeneLists",
+    "Generator",
+    "Order",
+    "Predicted",
     "active_client",
     "choose_device",
     "embed_files",

@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scanpy_scgpt.nn import CellToGeneHead, CellTransformer, ExpressionHead, TransformerConfig
-from scanpy_scgpt.objectives import Loss, combine, contrastive_cells, masked_mse
+from scanpy_scgpt.nn import (
+    CellToGeneHead,
+    CellTransformer,
+    ExpressionHead,
+    TransformerConfig,
+    ValueDistributionHead,
+)
+from scanpy_scgpt.objectives import Loss, combine, contrastive_cells, masked_cross_entropy, masked_mse
 
 if TYPE_CHECKING:
     from scanpy_scgpt._batch import GenerativeBatch
 
+Task = Literal["gen", "pcpt", "both"]
+TERMS = ("gep", "gepc", "prompt", "masked_gep", "masked_gepc", "distribution", "contrast")
 _TEMPERATURE = 0.1  # of the contrastive term
+_MASKED = -1.0  # value of a gene that is hidden in its place
 
 
 class Generated(NamedTuple):
-    """Predictions of one pass: `known` (batch, n_known), `unknown` (batch, n_unknown), `cell` (batch, d_model)."""
+    """Predictions of one pass.
+
+    `known` (batch, n_known) and `unknown` (batch, n_unknown) on the scale of the bins, `cell` (batch, d_model), and
+    `logits` of the digits (batch, n_unknown, n_bins), or None where the model has no such head.
+    """
 
     known: Tensor
     unknown: Tensor
     cell: Tensor
+    logits: Tensor | None = None
 
 
 class PretrainModule(nn.Module):
-    """Transformer with the expression head (GEP) and the cell-to-gene head (GEPC), trained generatively.
+    """Transformer with the expression head (GEP) and the cell-to-gene head (GEPC).
 
     Parameters
     ----------
     config
         Shape of the network.
+    task
+        `"gen"`: unknown genes see the known genes and themselves (`gep`, `gepc`, `prompt`). `"pcpt"`: they stay in the
+        sequence with the mask value -1 and every token sees every token (`masked_gep`, `masked_gepc`). `"both"`: the
+        sum of the two.
     contrast
         Add the contrastive term between the cell vectors of two disjoint sets of genes of a cell.
+    distribution
+        Add the head of the value distribution, and the term that trains it.
     weights
-        Weight of the terms `gep`, `gepc`, `prompt`, `contrast`; 1 where none is given.
+        Weight of the terms :data:`TERMS`; 1 where none is given.
     legacy_generation
         Leave the output projection of attention out for unknown genes, as the original does.
     """
@@ -44,7 +64,9 @@ class PretrainModule(nn.Module):
         self,
         config: TransformerConfig,
         *,
+        task: Task = "gen",
         contrast: bool = False,
+        distribution: bool = False,
         weights: Mapping[str, float] | None = None,
         legacy_generation: bool = False,
     ) -> None:
@@ -52,7 +74,8 @@ class PretrainModule(nn.Module):
         self.transformer = CellTransformer(config)
         self.expression_head = ExpressionHead(d_model=config.d_model)
         self.cell_to_gene_head = CellToGeneHead(d_model=config.d_model)
-        self.contrast, self.weights = contrast, dict(weights or {})
+        self.distribution_head = ValueDistributionHead(config.d_model, config.n_bins) if distribution else None
+        self.task, self.contrast, self.weights = task, contrast, dict(weights or {})
         self.prompting = True
         self.legacy_generation = legacy_generation
 
@@ -67,7 +90,8 @@ class PretrainModule(nn.Module):
             (batch, d_model) vectors that take the place of the `<cls>` input (cell prompt), or None.
         """
         known, unknown = self._streams(batch, cell)
-        return Generated(self.expression_head(known).values, self.expression_head(unknown).values, known[:, 0])
+        logits = None if self.distribution_head is None else self.distribution_head(unknown)
+        return Generated(self.expression_head(known).values, self.expression_head(unknown).values, known[:, 0], logits)
 
     def _streams(self, batch: GenerativeBatch, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Vectors of the known tokens and of the unknown genes, (batch, n, d_model) each."""
@@ -78,6 +102,18 @@ class PretrainModule(nn.Module):
         return self.transformer.encode_generative(
             known, encoder.without_value(batch.unknown_ids), batch.known.padding, legacy=self.legacy_generation
         )
+
+    def _masked(self, batch: GenerativeBatch) -> tuple[Tensor, Tensor]:
+        """Vectors of the known tokens and of the unknown genes where every token sees every token."""
+        known = batch.known
+        n_known = known.gene_ids.shape[1]
+        shown = torch.zeros_like(known.gene_ids, dtype=torch.bool) if known.padding is None else known.padding
+        hidden = self.transformer(
+            torch.cat([known.gene_ids, batch.unknown_ids], dim=1),
+            torch.cat([known.values, torch.full_like(batch.targets, _MASKED)], dim=1),
+            torch.cat([shown, batch.unknown_padding], dim=1),
+        )
+        return hidden[:, :n_known], hidden[:, n_known:]
 
     def from_cell(self, cell: Tensor, gene_ids: Tensor) -> Tensor:
         """Expression of genes `gene_ids` (batch, length) from cell vectors (batch, d_model) -> (batch, length)."""
@@ -93,18 +129,31 @@ class PretrainModule(nn.Module):
         """Weighted loss of a batch; while `prompting`, with the pass from the cell vector.
 
         `contrast` is a mean over cells, its negatives are the other cells of this very batch; the other terms are means
-        over the unknown genes.
+        over the unknown genes, `distribution` besides over the passes.
         """
         counted = ~batch.unknown_padding
-        known, unknown = self._streams(batch)
-        cell = known[:, 0]
-        terms = {
-            "gep": masked_mse(self.expression_head(unknown).values, batch.targets, counted),
-            "gepc": masked_mse(self.from_cell(cell, batch.unknown_ids), batch.targets, counted),
-        }
-        if self.prompting:
-            _, prompted = self._streams(batch, cell.detach())
-            terms["prompt"] = masked_mse(self.expression_head(prompted).values, batch.targets, counted)
+        terms: dict[str, Tensor] = {}
+        answers: list[Tensor] = []  # vectors of the unknown genes of each pass
+        cell = None
+        if self.task != "pcpt":
+            known, unknown = self._streams(batch)
+            cell = known[:, 0]
+            answers.append(unknown)
+            terms["gep"] = masked_mse(self.expression_head(unknown).values, batch.targets, counted)
+            terms["gepc"] = masked_mse(self.from_cell(cell, batch.unknown_ids), batch.targets, counted)
+            if self.prompting:
+                _, prompted = self._streams(batch, cell.detach())
+                answers.append(prompted)
+                terms["prompt"] = masked_mse(self.expression_head(prompted).values, batch.targets, counted)
+        if self.task != "gen":
+            known, hidden = self._masked(batch)
+            cell = known[:, 0] if cell is None else cell
+            answers.append(hidden)
+            terms["masked_gep"] = masked_mse(self.expression_head(hidden).values, batch.targets, counted)
+            terms["masked_gepc"] = masked_mse(self.from_cell(known[:, 0], batch.unknown_ids), batch.targets, counted)
+        if self.distribution_head is not None:
+            losses = [masked_cross_entropy(self.distribution_head(x), batch.targets, counted) for x in answers]
+            terms["distribution"] = torch.stack(losses).mean()
         if self.contrast:
             terms["contrast"] = contrastive_cells(cell, self._other_view(batch), temperature=_TEMPERATURE)
         weights = {name: self.weights.get(name, 1.0) for name in terms}

@@ -3,7 +3,7 @@
 from ._attention import SelfAttention, generative_attention
 from ._config import TransformerConfig
 from ._embeddings import CategoryValueEncoder
-from ._heads import CellToGeneHead, ClassHead, Expression, ExpressionHead
+from ._heads import CellToGeneHead, ClassHead, Expression, ExpressionHead, ValueDistributionHead
 from ._layers import EncoderLayer, FeedForward
 from ._linear import Linear
 from ._packed import Segments, has_packed_kernel, packed_attention
@@ -24,6 +24,7 @@ __all__ = [
     "Segments",
     "SelfAttention",
     "TransformerConfig",
+    "ValueDistributionHead",
     "generative_attention",
     "has_packed_kernel",
     "packed_attention",

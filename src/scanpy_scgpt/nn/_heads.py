@@ -18,9 +18,9 @@ class Expression(NamedTuple):
     nonzero: Tensor | None
 
 
-def _token_network(d_in: int, d_model: int) -> nn.Sequential:
+def _token_network(d_in: int, d_model: int, d_out: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(d_in, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model), nn.LeakyReLU(), nn.Linear(d_model, 1)
+        nn.Linear(d_in, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_out)
     )
 
 
@@ -47,6 +47,28 @@ class ExpressionHead(nn.Module):
     def forward(self, hidden: Tensor) -> Expression:
         nonzero = None if self.nonzero is None else torch.sigmoid(self.nonzero(hidden).squeeze(-1))
         return Expression(self.network(hidden).squeeze(-1), nonzero)
+
+
+class ValueDistributionHead(nn.Module):
+    """Probability of each digit of a gene from its token vector: an answer that says how sure it is.
+
+    Shapes: `hidden` (..., d_model) -> logits (..., n_bins); class `i` is digit `i`. Only expressed genes are trained,
+    so digit 0 is never a target and gets a probability near 0.
+
+    Parameters
+    ----------
+    d_model
+        Width of the token vectors.
+    n_bins
+        Number of digits, the one for zero included.
+    """
+
+    def __init__(self, d_model: int, n_bins: int) -> None:
+        super().__init__()
+        self.network = _token_network(d_model, d_model, n_bins)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.network(hidden)
 
 
 class CellToGeneHead(nn.Module):

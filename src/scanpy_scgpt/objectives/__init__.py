@@ -2,6 +2,14 @@
 
 from ._combine import Loss, combine
 from ._contrastive import contrastive_cells, elastic_similarity
-from ._reconstruction import masked_mse, masked_nonzero_nll
+from ._reconstruction import masked_cross_entropy, masked_mse, masked_nonzero_nll
 
-__all__ = ["Loss", "combine", "contrastive_cells", "elastic_similarity", "masked_mse", "masked_nonzero_nll"]
+__all__ = [
+    "Loss",
+    "combine",
+    "contrastive_cells",
+    "elastic_similarity",
+    "masked_cross_entropy",
+    "masked_mse",
+    "masked_nonzero_nll",
+]

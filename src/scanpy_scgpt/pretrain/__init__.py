@@ -1,6 +1,24 @@
 """Pretraining from raw counts."""
 
-from ._corpus import Corpus, build_corpus, build_vocab
-from ._run import PretrainConfig, run
+from scanpy_scgpt.train import NonFiniteError
 
-__all__ = ["Corpus", "PretrainConfig", "build_corpus", "build_vocab", "run"]
+from ._census import CensusQuery
+from ._config import PretrainConfig
+from ._corpus import Corpus
+from ._filters import QualityFilters
+from ._prepare import prepare
+from ._report import corpus_report
+from ._run import run
+from ._vocabulary import build_vocab
+
+__all__ = [
+    "CensusQuery",
+    "Corpus",
+    "NonFiniteError",
+    "PretrainConfig",
+    "QualityFilters",
+    "build_vocab",
+    "corpus_report",
+    "prepare",
+    "run",
+]

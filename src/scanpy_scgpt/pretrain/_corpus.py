@@ -1,24 +1,24 @@
-"""Files of raw counts to one corpus of tokens."""
+"""The cells of a token store as a corpus: their groups, and the split into training and validation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from pandas.api.types import union_categoricals
-from scipy import sparse
 
-from scanpy_scgpt._counts import CountSource, choose_counts
-from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.disk import TokenStore
-from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, Tokens, cell_keys, match_genes
+from scanpy_scgpt.tokenizer import cell_keys
 
-logger = get_logger(__name__)
-_BLOCK = 4096
+from ._sources import UNKNOWN
+
+SplitBy = Literal["cell", "study"]
+_SHOWN = 10  # studies that an error names
 _POINTERS = 2**16  # cells whose lengths are looked at together
 
 
@@ -29,28 +29,91 @@ class Corpus:
     Attributes
     ----------
     tokens
-        Uncut tokens, in memory or in a token store.
+        Uncut tokens.
     names
-        Name of each cell, file included, shape `(n_cells,)`; or something that gives such arrays, one after the other,
-        each time it is iterated.
-    study
-        Study of each cell, shape `(n_cells,)`.
+        Gives the names of the cells, file included, in arrays one after the other, each time it is iterated.
+    study, tissue
+        Study and tissue of each cell, shape `(n_cells,)`.
     """
 
-    tokens: Tokens | TokenStore
-    names: np.ndarray | Iterable[np.ndarray]
+    tokens: TokenStore
+    names: Iterable[np.ndarray]
     study: pd.Categorical
+    tissue: pd.Categorical
 
-    def split(self, *, share: float, rng: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of training and validation cells; a cell's side depends on its name and the seed alone."""
-        blocks = [self.names] if isinstance(self.names, np.ndarray) else self.names
-        bound = np.uint64(int(share * 2**64))
-        held = np.concatenate([cell_keys(names, seed=rng, purpose="validation") < bound for names in blocks])
+    def split(
+        self,
+        *,
+        share: float,
+        rng: int,
+        by: SplitBy = "cell",
+        studies: Sequence[str] = (),
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of training and validation cells; cells of fewer than two genes are in neither.
+
+        Parameters
+        ----------
+        share
+            Share of the cells to hold out.
+        rng
+            Seed of the choice.
+        by
+            `"cell"`: the side of a cell depends on its name and the seed alone. `"study"`: whole studies are held out,
+            in an order that depends on their names and the seed, until the share is reached; studies that would leave
+            less than half of the cells for training stay, and where all would, the smallest one is held out.
+        studies
+            Studies to hold out, whatever `share` and `by` say.
+
+        Returns
+        -------
+        Positions of the cells of both sides, int64, ascending.
+
+        Raises
+        ------
+        ValueError
+            When there is only one study to split by, a study is unknown, or none is left for training.
+        """
+        check_one_of(by, get_args(SplitBy), name="by")
+        if by == "study" or len(studies):
+            chosen = self._known(studies) if len(studies) else self._drawn(share, rng)
+            held = np.isin(self.study.codes, chosen)
+        else:
+            bound = np.uint64(int(share * 2**64))
+            held = np.concatenate([cell_keys(names, seed=rng, purpose="validation") < bound for names in self.names])
         enough = np.empty(len(self.tokens), dtype=bool)
         for start in range(0, len(enough), _POINTERS):
             stop = min(start + _POINTERS, len(enough))
             enough[start:stop] = self.tokens.lengths_of(np.arange(start, stop)) > 1
         return np.flatnonzero(~held & enough), np.flatnonzero(held & enough)
+
+    def _known(self, studies: Sequence[str]) -> np.ndarray:
+        """Codes of studies that were named."""
+        there = self.study.categories
+        unknown = [study for study in studies if study not in there]
+        if unknown:
+            msg = f"There is no study {unknown[0]!r}. Studies: {_listed(there)}."
+            raise ValueError(msg)
+        if set(studies) >= set(there):
+            msg = f"All studies ({_listed(there)}) are held out: none is left for training. Name fewer."
+            raise ValueError(msg)
+        return there.get_indexer(list(studies))
+
+    def _drawn(self, share: float, rng: int) -> list[int]:
+        """Codes of studies that hold about the share of the cells."""
+        there = self.study.categories
+        if len(there) < 2:  # noqa: PLR2004
+            msg = (
+                f"All cells are of one study ({_listed(there)}), and none can be held out. Use by='cell', or give "
+                "each file a study: adata.obs['study'] = '...'."
+            )
+            raise ValueError(msg)
+        sizes = np.bincount(self.study.codes, minlength=len(there))
+        wanted, most, n, chosen = share * sizes.sum(), sizes.sum() / 2, 0, []
+        for study in np.argsort(cell_keys(there, seed=rng, purpose="validation")).tolist():
+            if n < wanted and n + sizes[study] <= most:
+                chosen.append(study)
+                n += sizes[study]
+        return chosen or [int(sizes.argmin())]
 
 
 @dataclass(frozen=True)
@@ -65,99 +128,22 @@ class StoreNames:
     def __iter__(self) -> Iterator[np.ndarray]:
         for names, files in zip(self.store.shard_names(), self.store.shard_columns("file"), strict=True):
             file = pd.Categorical(files)
-            stems = np.array([f"{Path(name).stem}/" for name in file.categories], dtype=object)
+            stems = np.array([f"{Path(name).with_suffix('')}/" for name in file.categories], dtype=object)
             yield stems[file.codes] + names if len(names) else names
 
 
 def store_corpus(store: TokenStore) -> Corpus:
-    """The cells of a token store; what stays in memory of each is the number of its study."""
-    parts = [pd.Categorical(values) for values in store.shard_columns("study")] or [pd.Categorical([])]
-    return Corpus(store, StoreNames(store), union_categoricals(parts, sort_categories=True))
+    """The cells of a token store; what stays in memory of each are the numbers of its study and its tissue."""
+    return Corpus(store, StoreNames(store), _groups(store, "study"), _groups(store, "tissue"))
 
 
-def _read(path: Path) -> ad.AnnData:
-    if path.suffix != ".h5mu":
-        return ad.read_h5ad(path)
-    from mudata import read_h5ad
-
-    try:
-        return read_h5ad(path, "rna")
-    except KeyError as error:
-        msg = f"{path} has no modality 'rna' ({error}). Write its counts to an .h5ad file and give that."
-        raise ValueError(msg) from error
+def _groups(store: TokenStore, column: str) -> pd.Categorical:
+    if column not in store.columns:
+        return pd.Categorical.from_codes(np.zeros(len(store), np.int8), [UNKNOWN])
+    parts = [pd.Categorical(values) for values in store.shard_columns(column)] or [pd.Categorical([])]
+    return union_categoricals([part for part in parts if len(part)] or parts, sort_categories=True)
 
 
-def _counts_of(path: Path) -> tuple[ad.AnnData, CountSource]:
-    adata = _read(path)
-    source = choose_counts(adata)
-    if not source.seen.is_counts:
-        msg = f"{path}: {source.where} holds {source.kind()}; pretraining needs raw counts. Leave the file out."
-        raise ValueError(msg)
-    return adata, source
-
-
-def build_vocab(files: Iterable[Path], names: Sequence[str], *, min_cells: int) -> GeneVocab:
-    """Vocabulary of the genes that enough cells of a corpus express.
-
-    Parameters
-    ----------
-    files
-        Files of raw counts.
-    names
-        Names that may enter, in the order of their ids.
-    min_cells
-        Fewest cells with a count above zero; a cell counts once for a gene, however many columns the gene has.
-
-    Returns
-    -------
-    The genes that are left, with special tokens.
-    """
-    everything = GeneVocab(dict.fromkeys(names))
-    expressed = np.zeros(len(everything), dtype=np.int64)
-    for path in files:
-        _, source = _counts_of(path)
-        ids = match_genes(source.var.index, everything, columns=source.gene_columns()).ids
-        for start in range(0, source.n_obs, _BLOCK):
-            cells, columns = source.rows(start, start + _BLOCK).nonzero()
-            known = ids[columns] >= 0
-            where = cells[known], ids[columns[known]]
-            seen = sparse.csr_matrix((np.ones(known.sum(), bool), where), shape=(_BLOCK, len(everything)))
-            expressed += np.bincount(seen.indices, minlength=len(everything))
-    return GeneVocab(gene for gene in everything.genes if expressed[everything[gene]] >= min_cells)
-
-
-def build_corpus(files: Sequence[Path], tokenizer: Tokenizer, *, rng: int) -> Corpus:
-    """Tokenise files of raw counts (`.h5ad`, or the modality `rna` of `.h5mu`).
-
-    The study of a cell is `obs["study"]`, else the name of its file.
-
-    Parameters
-    ----------
-    files
-        Files of raw counts.
-    tokenizer
-        Vocabulary and rule of the bins.
-    rng
-        Seed of random ties.
-
-    Returns
-    -------
-    Tokens, names and studies of all cells, in the order of the files.
-
-    Raises
-    ------
-    ValueError
-        When a file does not hold raw counts.
-    """
-    tokens, names, studies = [], [], []
-    for path in files:
-        adata, source = _counts_of(path)
-        match = match_genes(source.var.index, tokenizer.vocab, columns=source.gene_columns())
-        named = np.array([f"{path.stem}/{name}" for name in adata.obs_names], dtype=object)
-        for start in range(0, source.n_obs, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            tokens.append(tokenizer.bins(source.rows(block.start, block.stop), match.ids, named[block], seed=rng))
-        names.append(named)
-        studies.append(adata.obs["study"].astype(str).to_numpy() if "study" in adata.obs else [path.stem] * adata.n_obs)
-        logger.info("corpus: %s · %s cells · %s", path.name, f"{adata.n_obs:,}", match.summary())
-    return Corpus(Tokens.concatenate(tokens), np.concatenate(names), pd.Categorical(np.concatenate(studies)))
+def _listed(studies: pd.Index) -> str:
+    more = f" and {len(studies) - _SHOWN} more" if len(studies) > _SHOWN else ""
+    return ", ".join(map(repr, studies[:_SHOWN])) + more

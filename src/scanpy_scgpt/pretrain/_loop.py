@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import lightning.pytorch as lp
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,15 +21,18 @@ from scanpy_scgpt._settings import settings
 from scanpy_scgpt.data import GenerativeBatches, StepSampler
 from scanpy_scgpt.train import TrainingPlan
 
+from ._config import PretrainConfig
+from ._curves import Speed
+
 VALIDATION_STEPS = 8
 _PREFIX = "module."  # of the names in a checkpoint of Lightning
 
 
 class _PromptAfter(lp.Callback):
-    """Switch the pass from the cell vector on after some steps; validation always has it."""
+    """Switch the pass from the cell vector on after some steps, None: never; validation has it before."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int | None) -> None:
+        self.step = math.inf if step is None else step
 
     def on_train_batch_start(self, trainer: lp.Trainer, plan: TrainingPlan, *_: Any) -> None:
         plan.module.prompting = trainer.global_step >= self.step
@@ -36,7 +40,7 @@ class _PromptAfter(lp.Callback):
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_start(self, _trainer: lp.Trainer, plan: TrainingPlan) -> None:
-        plan.module.prompting = True
+        plan.module.prompting = self.step < math.inf
 
 
 class _Steps(lp.LightningDataModule):
@@ -59,11 +63,9 @@ class _Steps(lp.LightningDataModule):
 
 def trainer_of(
     out: Path,
+    config: PretrainConfig,
     *,
-    max_steps: int,
-    epoch_steps: int,
-    prompt_after: int,
-    precision: str,
+    loggers: Sequence[Logger],
     accelerator: str,
     devices: int | str | list[int],
     strategy: str | Strategy,
@@ -75,11 +77,12 @@ def trainer_of(
         devices=devices,
         strategy=strategy,
         num_nodes=num_nodes,
-        precision=precision,
-        max_steps=max_steps,
-        logger=CSVLogger(out, name="", version=""),
+        precision=config.precision,
+        max_steps=config.max_steps,
+        logger=list(loggers),
         use_distributed_sampler=False,
         callbacks=[
+            Speed(),
             ModelCheckpoint(
                 out / "checkpoints",
                 filename="last",  # save_last with save_top_k=0 writes nothing before the end of the run
@@ -88,13 +91,23 @@ def trainer_of(
                 save_on_train_epoch_end=True,
                 enable_version_counter=False,
             ),
-            _PromptAfter(prompt_after),
+            _PromptAfter(config.prompt_after),
         ],
         enable_progress_bar=settings.progress_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=epoch_steps,
+        log_every_n_steps=config.epoch_steps,
     )
+
+
+@contextmanager
+def _alone(*, seed: int | None = None) -> Iterator[None]:
+    """Leave the global random state as it was, and say nothing of what is meant to be so."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # that is how a run goes on
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def fit(
@@ -109,11 +122,15 @@ def fit(
 ) -> dict[str, float]:
     """Train and validate; the losses on the held-out cells."""
     steps = _Steps(shown, held, epoch_steps=epoch_steps)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # that is how a run goes on
-        torch.manual_seed(seed)
+    with _alone(seed=seed):
         trainer.fit(plan, datamodule=steps, ckpt_path=last)
-        (losses,) = trainer.validate(plan, datamodule=steps, verbose=False)
+    return validated(trainer, plan, held)
+
+
+def validated(trainer: lp.Trainer, plan: TrainingPlan, held: GenerativeBatches) -> dict[str, float]:
+    """The losses on held-out cells, means over all processes."""
+    with _alone():
+        (losses,) = trainer.validate(plan, datamodule=_Steps(held, held, epoch_steps=1), verbose=False)
     return dict(losses)
 
 

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from scanpy_scgpt._logging import get_logger
-from scanpy_scgpt.disk import TokenStore, write_file
+from scanpy_scgpt.disk import write_file
 from scanpy_scgpt.tokenizer import GeneVocab
 
+from ._curves import SPEED
+
 logger = get_logger(__name__)
-_FORMAT = 2  # of what a checkpoint says about the steps that were taken
+_FORMAT = 3  # of what a checkpoint says about the steps that were taken
 _METRICS, _EARLIER = "metrics.csv", "metrics-earlier.csv"
 
 
-def identity_of(files: Sequence[Path], vocab: GeneVocab, config: Mapping[str, Any], *, rng: int) -> dict[str, Any]:
+def identity_of(
+    data: str, vocab: GeneVocab, config: Mapping[str, Any], *, parent: str | None, rng: int
+) -> dict[str, Any]:
     """What makes a run this run, as JSON holds it; `max_steps` stands beside `config`, for it may change.
 
     So may `max_tokens` where no term depends on it, and the number of devices.
+
+    Parameters
+    ----------
+    data
+        Hash of the token store.
+    vocab
+        Genes of the model.
+    config
+        Settings.
+    parent
+        Label of the checkpoint that is trained on, None for a new model.
+    rng
+        Seed.
     """
     config = dict(config)
     max_steps = config.pop("max_steps")
     if not config["contrast"]:
         config.pop("max_tokens")
-    sizes = [[path.name, _size_of(path)] for path in files]
-    record = {"format": _FORMAT, "config": config, "vocab": vocab.digest, "rng": rng, "files": sizes}
-    return json.loads(json.dumps({**record, "max_steps": max_steps}))
-
-
-def _size_of(path: Path) -> int | str:
-    return TokenStore(path).digest if path.is_dir() else path.stat().st_size
+    record = {"format": _FORMAT, "config": config, "vocab": vocab.digest, "rng": rng, "data": data}
+    return json.loads(json.dumps({**record, "continue_from": parent, "max_steps": max_steps}))
 
 
 def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    parts = [key for key in ("format", "vocab", "rng", "files") if old.get(key) != new[key]]
+    parts = [key for key in ("format", "vocab", "rng", "data", "continue_from") if old.get(key) != new[key]]
     before, now = old.get("config"), new["config"]
     before = before if isinstance(before, dict) else {}
     return sorted(key for key in {*before, *now} if before.get(key) != now.get(key)) + parts
@@ -89,11 +101,18 @@ def prepare_folder(out: Path, identity: Mapping[str, Any], *, resumed: bool) -> 
     write_file(out / "run.json", [(json.dumps(identity, indent=2) + "\n").encode()])
 
 
-def join_metrics(out: Path) -> None:
-    """Put the metrics from before the last resume in front of those in `metrics.csv`."""
+def join_metrics(out: Path) -> float | None:
+    """Put the metrics from before the last resume in front of those in `metrics.csv`.
+
+    Returns
+    -------
+    Median of the cells a second in them, None where no epoch was trained.
+    """
     if (out / _EARLIER).is_file():
         _merge(out, target=out / _METRICS)
         (out / _EARLIER).unlink()
+    speeds = pd.read_csv(out / _METRICS).get(SPEED[0], pd.Series(dtype=float)).dropna()
+    return float(speeds.median()) if len(speeds) else None
 
 
 def _merge(out: Path, *, target: Path) -> None:

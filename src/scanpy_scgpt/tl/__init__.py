@@ -1,5 +1,7 @@
 """Tools: one function per task."""
 
+from ._denoise import denoise
 from ._embed import embed
+from ._generate import generate
 
-__all__ = ["embed"]
+__all__ = ["denoise", "embed", "generate"]

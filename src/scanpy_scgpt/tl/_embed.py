@@ -182,6 +182,8 @@ def embed(
         adata.varm[keys.varm] = embedder.gene_vectors(cells.match.among(adata.var_names).ids)
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
     _receipt(record, cells, model_given=model is not None)
+    if model is None and (better := models.better_than_default(data)):
+        logger.info("embed: %s", better)
     return adata if copy else None
 
 

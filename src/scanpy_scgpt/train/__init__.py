@@ -1,5 +1,5 @@
 """Training with Lightning."""
 
-from ._plan import PlanConfig, TrainingPlan
+from ._plan import NonFiniteError, PlanConfig, TrainingPlan
 
-__all__ = ["PlanConfig", "TrainingPlan"]
+__all__ = ["NonFiniteError", "PlanConfig", "TrainingPlan"]

@@ -17,6 +17,11 @@ from scanpy_scgpt._batch import GenerativeStep
 
 _WRAPPED = "_fsdp_wrapped_module."  # what FSDP puts into the names of parameters
 _FUSED = {"cpu", "cuda"}  # devices whose AdamW updates all parameters in one kernel
+_LEAST_SCALE = 1e-3  # of half-precision gradients, which starts at 65,536 and halves at each overflow
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient is infinite or no number; the weights are those of the step before."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class TrainingPlan(lp.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.module, self.plan = module, config
+        self._losses: dict[str, Tensor] = {}  # of the step that is under way
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(self._scale(name) > 0)
         # asked before FSDP makes every parameter a vector
@@ -77,7 +83,7 @@ class TrainingPlan(lp.LightningModule):
         """One step of the optimiser."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         parts, scale = self._parts(batch), self._scale_of(batch)
-        logged: dict[str, Tensor] = {}
+        self._losses = logged = {}
         with self._dropout():
             for i, (part, shares) in enumerate(parts):
                 loss = self._loss(part, shares)
@@ -97,15 +103,41 @@ class TrainingPlan(lp.LightningModule):
         self._log(logged, "validation")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient: after it was unscaled and exchanged, before it is used."""
-        if self.plan.clip is None:
-            return
-        whole = self.trainer.strategy.model
+        """Clip the gradient: after it was unscaled and exchanged, before it is used.
+
+        Raises
+        ------
+        NonFiniteError
+            When it is not finite: in all processes, for they have exchanged it.
+        """
+        whole, most = self.trainer.strategy.model, math.inf if self.plan.clip is None else self.plan.clip
         if hasattr(whole, "clip_grad_norm_"):  # FSDP: each process holds a part of the gradient
-            whole.clip_grad_norm_(self.plan.clip)
+            norm = whole.clip_grad_norm_(most)
         else:
             members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(members, self.plan.clip)
+            norm = nn.utils.clip_grad_norm_(members, most)
+        if not torch.isfinite(norm):
+            self._refuse_step()
+
+    def _refuse_step(self) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() > _LEAST_SCALE:
+            return  # half precision overflows now and then: the scaler leaves the step out
+        named = {name: value.item() for name, value in self._losses.items() if name != "total"}
+        wrong = ", ".join(f"{name}={value}" for name, value in named.items() if not math.isfinite(value))
+        precision = str(self.trainer.precision)
+        other = "" if precision.startswith("32") else ', or precision="32-true"'
+        msg = (
+            f"Step {self.global_step + 1}: {wrong or 'no loss of this process, but the gradient'} is not finite "
+            f"(lr={self.learning_rate:.3g}, precision={precision!r}). The step was not taken, and the last checkpoint "
+            f"is good. Use a lower lr, such as lr={self.plan.lr / 3:.1g}, or a longer warm-up{other}."
+        )
+        raise NonFiniteError(msg)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the step that comes, for parameters whose scale is 1."""
+        return self.plan.lr * self._rate(self.global_step)
 
     @staticmethod
     def _parts(batch: Any) -> list[tuple[Any, Mapping[str, float] | None]]:

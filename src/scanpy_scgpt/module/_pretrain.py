@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scanpy_scgpt._types import Pooling
 from scanpy_scgpt.nn import (
     CellToGeneHead,
     CellTransformer,
     ExpressionHead,
     TransformerConfig,
     ValueDistributionHead,
+    pool,
 )
 from scanpy_scgpt.objectives import Loss, combine, contrastive_cells, masked_cross_entropy, masked_mse
 
@@ -24,6 +26,7 @@ Task = Literal["gen", "pcpt", "both"]
 TERMS = ("gep", "gepc", "prompt", "masked_gep", "masked_gepc", "distribution", "contrast")
 _TEMPERATURE = 0.1  # of the contrastive term
 _MASKED = -1.0  # value of a gene that is hidden in its place
+_QUIET_LAYERS, _QUIET_VALUES = 0.1, 0.3  # factors on what layers and values add, for a quiet start
 
 
 class Generated(NamedTuple):
@@ -52,6 +55,8 @@ class PretrainModule(nn.Module):
         sum of the two.
     contrast
         Add the contrastive term between the cell vectors of two disjoint sets of genes of a cell.
+    pooling
+        How token vectors become the cell vector of that term; the other terms take `<cls>`.
     distribution
         Add the head of the value distribution, and the term that trains it.
     weights
@@ -66,6 +71,7 @@ class PretrainModule(nn.Module):
         *,
         task: Task = "gen",
         contrast: bool = False,
+        pooling: Pooling = "cls",
         distribution: bool = False,
         weights: Mapping[str, float] | None = None,
         legacy_generation: bool = False,
@@ -76,6 +82,7 @@ class PretrainModule(nn.Module):
         self.cell_to_gene_head = CellToGeneHead(d_model=config.d_model)
         self.distribution_head = ValueDistributionHead(config.d_model, config.n_bins) if distribution else None
         self.task, self.contrast, self.weights = task, contrast, dict(weights or {})
+        self.pooling = pooling
         self.prompting = True
         self.legacy_generation = legacy_generation
 
@@ -120,10 +127,18 @@ class PretrainModule(nn.Module):
         return self.cell_to_gene_head(cell, self.transformer.encoder.genes(gene_ids)).values
 
     @torch.no_grad()
-    def start_from(self, gene_table: Tensor, *, mean_digit: float) -> None:
-        """Start the gene table (n_tokens, d_model) from known vectors and the predictions from the mean digit."""
+    def start_from(self, gene_table: Tensor, *, mean_digit: float, quiet: bool = False) -> None:
+        """Start the gene table (n_tokens, d_model) from known vectors and the predictions from the mean digit.
+
+        `quiet`: layers and values add little at first, so that pooled tokens are close to the pooled gene vectors.
+        """
         self.transformer.encoder.genes.embedding.weight.copy_(gene_table)
         self.expression_head.network[-1].bias.fill_(mean_digit)
+        if quiet:
+            for layer in self.transformer.layers:
+                layer.attention.out_proj.weight.mul_(_QUIET_LAYERS)
+                layer.feed_forward.linear2.weight.mul_(_QUIET_LAYERS)
+            self.transformer.encoder.values.norm.weight.mul_(_QUIET_VALUES)
 
     def forward(self, batch: GenerativeBatch) -> Loss:
         """Weighted loss of a batch; while `prompting`, with the pass from the cell vector.
@@ -134,10 +149,10 @@ class PretrainModule(nn.Module):
         counted = ~batch.unknown_padding
         terms: dict[str, Tensor] = {}
         answers: list[Tensor] = []  # vectors of the unknown genes of each pass
-        cell = None
+        shown = None
         if self.task != "pcpt":
-            known, unknown = self._streams(batch)
-            cell = known[:, 0]
+            shown, unknown = self._streams(batch)
+            cell = shown[:, 0]
             answers.append(unknown)
             terms["gep"] = masked_mse(self.expression_head(unknown).values, batch.targets, counted)
             terms["gepc"] = masked_mse(self.from_cell(cell, batch.unknown_ids), batch.targets, counted)
@@ -147,7 +162,7 @@ class PretrainModule(nn.Module):
                 terms["prompt"] = masked_mse(self.expression_head(prompted).values, batch.targets, counted)
         if self.task != "gen":
             known, hidden = self._masked(batch)
-            cell = known[:, 0] if cell is None else cell
+            shown = known if shown is None else shown
             answers.append(hidden)
             terms["masked_gep"] = masked_mse(self.expression_head(hidden).values, batch.targets, counted)
             terms["masked_gepc"] = masked_mse(self.from_cell(known[:, 0], batch.unknown_ids), batch.targets, counted)
@@ -155,7 +170,8 @@ class PretrainModule(nn.Module):
             losses = [masked_cross_entropy(self.distribution_head(x), batch.targets, counted) for x in answers]
             terms["distribution"] = torch.stack(losses).mean()
         if self.contrast:
-            terms["contrast"] = contrastive_cells(cell, self._other_view(batch), temperature=_TEMPERATURE)
+            first = pool(shown, how=self.pooling, padding=batch.known.padding, values=batch.known.values)
+            terms["contrast"] = contrastive_cells(first, self._other_view(batch), temperature=_TEMPERATURE)
         weights = {name: self.weights.get(name, 1.0) for name in terms}
         return combine(terms, weights, over={"contrast": "cells"})
 
@@ -165,7 +181,7 @@ class PretrainModule(nn.Module):
         gene_ids = torch.cat([cls_id, batch.unknown_ids], dim=1)
         values = torch.cat([cls_value, batch.targets], dim=1)
         padding = torch.cat([torch.zeros_like(cls_id, dtype=torch.bool), batch.unknown_padding], dim=1)
-        return self.transformer(gene_ids, values, padding)[:, 0]
+        return pool(self.transformer(gene_ids, values, padding), how=self.pooling, padding=padding, values=values)
 
 
 def initial_weights(config: TransformerConfig, *, seed: int) -> dict[str, Tensor]:

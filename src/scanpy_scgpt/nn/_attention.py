@@ -21,6 +21,7 @@ from ._packed import Segments, attend_cells, packed_attention
 # Private operators: a release of torch may lack them.
 _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+_SHORT = 512  # tokens up to which training in bfloat16 on a CPU is faster when attention alone is in float32
 
 
 class _KnownPlusSelf(torch.autograd.Function):
@@ -113,6 +114,14 @@ def generative_attention(
     return _known_plus_self_portable(q, k, v, n_known, bias)
 
 
+def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values in float32 where the kernels are faster so: training on short cells on a CPU."""
+    half = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    if half and torch.is_grad_enabled() and q.shape[2] <= _SHORT:
+        return q.float(), k.float(), v.float()
+    return q, k, v
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection (rows: q, k, v; heads contiguous inside each)."""
 
@@ -130,7 +139,9 @@ class SelfAttention(nn.Module):
         """`x` (batch, length, d_model), `padding` (batch, length) bool or None -> (batch, length, d_model)."""
         mask = None if padding is None else ~padding[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(*self._qkv(x), attn_mask=mask, dropout_p=dropout)
+        q, k, v = _widened(*self._qkv(x))
+        with torch.autocast(q.device.type, enabled=False):  # it would take the products back to half precision
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(-2))
 
     def packed(self, x: Tensor, cells: Segments) -> Tensor:
@@ -146,7 +157,7 @@ class SelfAttention(nn.Module):
         `x` (batch, length, d_model) with the known tokens first -> (batch, length, d_model).
         `project_unknown=False` leaves the output projection out for unknown tokens, as the original does.
         """
-        out = generative_attention(*self._qkv(x), n_known=n_known, known_padding=known_padding)
+        out = generative_attention(*_widened(*self._qkv(x)), n_known=n_known, known_padding=known_padding)
         out = out.transpose(1, 2).flatten(-2)
         if project_unknown:
             return self.out_proj(out)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from scanpy_scgpt._types import Ties
+from scanpy_scgpt._types import Pooling, Ties
 from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.module import TERMS, Task
 
@@ -32,6 +32,12 @@ class PretrainConfig:
     gene_table
         What the gene table of a new model starts from: `"random"`, `"coexpression"` (of the corpus, factorised),
         `"knowledge"` (:func:`scanpy_scgpt.datasets.gene_features`) or `"both"`.
+    quiet_start
+        The layers of a new model add little at first, so that its pooled tokens start close to the pooled vectors of
+        their genes.
+    pooling
+        How token vectors become the cell vector that `contrast` compares, and that :func:`scanpy_scgpt.tl.embed` gives
+        by default: `"cls"`, `"mean"`, or `"weighted"` by the bins.
     task
         `"gen"`: an unknown gene sees the known genes and itself (terms `gep`, `gepc`, `prompt`). `"pcpt"`: unknown
         genes stay in the sequence as masked values and every token sees every token (`masked_gep`, `masked_gepc`).
@@ -90,6 +96,8 @@ class PretrainConfig:
     ties: Ties = "mid"
     max_length: int = 1200
     gene_table: GeneTableStart = "coexpression"
+    quiet_start: bool = False
+    pooling: Pooling = "cls"
     task: Task = "gen"
     batch_size: int = 64
     max_tokens: int | None = None
@@ -153,11 +161,12 @@ class PretrainConfig:
         check_one_of(self.ties, get_args(Ties), name="ties")
         check_one_of(self.gene_table, GENE_TABLES, name="gene_table")
         check_one_of(self.task, get_args(Task), name="task")
+        check_one_of(self.pooling, get_args(Pooling), name="pooling")
         for name in ("balance", "step_from"):
             check_one_of(getattr(self, name), (*get_args(Grouping), None), name=name)
         check_one_of(self.validation_by, ("cell", "study"), name="validation_by")
         check_one_of(self.precision, _PRECISIONS, name="precision")
-        for name in ("distribution", "contrast"):
+        for name in ("quiet_start", "distribution", "contrast"):
             check_one_of(getattr(self, name), (True, False), name=name)
         for name, weight in self.weights.items():
             check_one_of(name, TERMS, name="a key of weights")

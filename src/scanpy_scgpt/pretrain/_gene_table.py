@@ -85,10 +85,11 @@ def start_table(
 def coexpression_table(
     tokens: Tokens, groups: np.ndarray, *, n_tokens: int, d_model: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Gene vectors whose inner products follow co-expression.
+    """Gene vectors that are alike for genes that are expressed together.
 
-    The digits of the cells are centred per gene within each group (study), scaled to unit variance per gene and
-    factorised (truncated SVD). A random rotation spreads the factors over the channels and leaves the mean over the
+    The digits of the cells are centred per gene within each group (study), divided by the square root of the standard
+    deviation of the gene and factorised (truncated SVD). All factors count alike, whatever their singular value: the
+    strong ones are few and tell lineages apart, the weak ones tell their subsets. A random rotation spreads the factors over the channels and leaves the mean over the
     channels, which the layer norm behind the table removes, out of use.
 
     Parameters
@@ -110,7 +111,7 @@ def coexpression_table(
 
 
 def _coexpression(tokens: Tokens, groups: np.ndarray, *, n_tokens: int, width: int, rng: np.random.Generator) -> _Block:
-    """Loadings of the digits, centred within groups and scaled per gene, times their singular values."""
+    """Loadings of the digits, centred within groups and scaled per gene."""
     shape = (len(tokens), n_tokens)
     x = sparse.csr_matrix((tokens.values.astype(np.float32), tokens.gene_ids, tokens.indptr), shape=shape)
     members = sparse.csr_matrix((np.ones(len(groups), np.float32), (groups, np.arange(len(groups)))))
@@ -118,7 +119,7 @@ def _coexpression(tokens: Tokens, groups: np.ndarray, *, n_tokens: int, width: i
     size = np.asarray(members.sum(axis=1)).ravel()
     square = np.asarray(x.multiply(x).sum(axis=0)).ravel()
     variance = (square - np.asarray(means.multiply(means).multiply(size[:, None]).sum(axis=0)).ravel()) / len(tokens)
-    scale = np.where(variance > 0, 1 / np.sqrt(np.maximum(variance, np.median(variance[variance > 0]))), 0)
+    scale = np.where(variance > 0, np.maximum(variance, np.median(variance[variance > 0])) ** -0.25, 0)
     x, means = x @ sparse.diags(scale), means @ sparse.diags(scale)
     operator = LinearOperator(
         shape,
@@ -127,9 +128,9 @@ def _coexpression(tokens: Tokens, groups: np.ndarray, *, n_tokens: int, width: i
         dtype=np.float32,
     )
     k = min(width, min(shape) - 1)
-    _, strength, loadings = svds(operator, k=k, v0=rng.standard_normal(min(shape)), random_state=rng)
+    _, _, loadings = svds(operator, k=k, v0=rng.standard_normal(min(shape)), random_state=rng)
     known = scale > 0
-    return _Block((loadings * strength[:, None]).T * known[:, None], known)
+    return _Block(loadings.T * known[:, None], known)
 
 
 def _knowledge(vocab: GeneVocab, *, width: int, kind: str) -> _Block:

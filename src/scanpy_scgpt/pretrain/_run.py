@@ -155,6 +155,7 @@ def run(
                 "n_validation_cells": len(validation),
                 "losses": losses,
                 "errors": add_rivals(errors, shown, held, rng=rng),
+                "pooling": config.pooling,
                 "settings": asdict(config),
                 "notes": notes,
                 "licence": licence,
@@ -197,7 +198,6 @@ def _origin(corpus: Corpus, store: TokenStore, parent: Checkpoint | None) -> dic
         "parent": None if parent is None else parent.label,
         "n_cells": len(store),
         "version": __version__,
-        "pooling": "cls",
     }
 
 

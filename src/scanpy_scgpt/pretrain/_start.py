@@ -118,6 +118,7 @@ def network(
             shape,
             task=config.task,
             contrast=config.contrast,
+            pooling=config.pooling,
             distribution=config.distribution,
             weights=config.weights,
         )
@@ -126,7 +127,7 @@ def network(
         table = start_table(
             config.gene_table, cells.tokens, cells.studies, vocab, d_model=config.d_model, rng=cells.rng
         )
-        module.start_from(torch.from_numpy(table), mean_digit=config.n_bins / 2)
+        module.start_from(torch.from_numpy(table), mean_digit=config.n_bins / 2, quiet=config.quiet_start)
     else:
         _fill(module, parent, _extended(parent, vocab, cells), mean_digit=config.n_bins / 2)
     return module

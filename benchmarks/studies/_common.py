@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+import scanpy_scgpt
 from benchmarks import _harness as harness
 from benchmarks.studies._tables import Arms, print_result
 from scanpy_scgpt import baselines, metrics, pretrain, settings, tl
@@ -58,10 +60,13 @@ NETWORK = {
     "max_length": 200,
     "batch_size": 64,
     "lr": 2e-3,
+    "quiet_start": True,
+    "pooling": "weighted",
     "gene_lr_scale": 0.1,
     "prompt_after": None,  # the pass from the cell vector more than doubles the time of a step
     "validation_share": 0.05,
 }
+TRAINS = ("tokenizer", "data", "nn", "objectives", "module", "train", "pretrain", "model")  # folders of the package
 MIN_CELLS = 20
 RARE = 5  # labels of fewer cells are left out
 PCA = ("PCA of the query, Euclidean", "PCA of the query, cosine")
@@ -94,6 +99,14 @@ class Setup:
     def warmup(self) -> int:
         """Steps to warm up."""
         return self.steps // 10
+
+
+@cache
+def code_digest() -> str:
+    """Short name of the code that trains and embeds: runs of other code are not taken up."""
+    package = Path(scanpy_scgpt.__file__).parent
+    files = sorted(path for folder in TRAINS for path in (package / folder).glob("*.py"))
+    return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
 
 
 def digest(*content: Any) -> str:
@@ -134,7 +147,7 @@ class Kept:
         self.setup = setup
         self.settings = {"steps": setup.steps, "query_cells": setup.query_cells, **setup.network, **more}
         files = sorted((path.name, path.stat().st_size) for path in setup.data.glob("*.h5*"))
-        key = digest(self.settings, setup.corpus, setup.queries, files)
+        key = digest(self.settings, setup.corpus, setup.queries, files, code_digest())
         self.path = setup.work / setup.name / f"{key}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
@@ -167,7 +180,7 @@ class Kept:
         result = {
             "study": self.setup.name,
             "settings": {**self.settings, "seeds": seeds},
-            "environment": harness.environment(),
+            "environment": {**harness.environment(), "code": code_digest()},
             "directions": DIRECTIONS,
             **content,
             "records": records,
@@ -240,7 +253,7 @@ def whole_corpus(setup: Setup) -> TokenStore:
 def trained(setup: Setup, store: TokenStore, *, seed: int, **changes: Any) -> Checkpoint:
     """A network after the steps of the study; the same call, of any study, trains once."""
     config = setup.config(**changes)
-    out = setup.work / "models" / digest(asdict(config), store.digest, seed)
+    out = setup.work / "models" / digest(asdict(config), store.digest, seed, code_digest())
     if (out / "model").is_dir():
         return read_checkpoint(out / "model")
     checkpoint = pretrain.run(store.folder, out, config=config, name="study", accelerator="cpu", rng=seed)

@@ -18,20 +18,15 @@ import torch
 from scanpy_scgpt import pretrain
 from scanpy_scgpt.tokenizer import GeneVocab
 
-# Raw counts of at least 4,000 genes. `pbmc3k_10x` is left out: it is what the model is evaluated on.
+# Raw counts of at least 4,000 genes. Left out, by study: all that the model is evaluated on (Zheng 2017 with its four
+# files, Kang 2018, OneK1K, Zilionis 2019, and the pancreas studies of panc8, Baron 2016 among them).
 FILES = (
-    "pbmc_facs_zheng2017.h5ad",
-    "pbmc_ifnb_kang2018_2k.h5ad",
     "pbmc_3chemistries_10x.h5ad",
-    "pbmc_donorA_10x.h5ad",
     "pbmc_hao2021_1k.h5ad",
-    "bone_marrow_aml027_10x.h5ad",
     "tumour_breast_gao2021.h5ad",
-    "pancreas_baron2016_175.h5ad",
     "pbmc5k_10x_4000g.h5ad",
     "cite_pbmc10k_10x.h5mu",
     "cite_mimitou2019_500.h5mu",
-    "tumour_lung_zilionis2019_300.h5ad",
     "pancreas_fetal_cimseq.h5ad",
     "brain_npc_pollen2014_64.h5ad",
     "celllines_cimseq_81.h5ad",
@@ -43,18 +38,22 @@ PACKAGE = Path(__file__).parents[1] / "src/scanpy_scgpt/models/mini"
 CONFIG = pretrain.PretrainConfig(
     d_model=128,
     n_heads=4,
-    n_layers=4,
+    n_layers=3,
     d_ff=256,
     dropout=0.0,
-    max_length=300,
-    batch_size=64,
-    max_steps=1000,
+    quiet_start=True,
+    pooling="weighted",
+    max_length=240,
+    batch_size=96,
+    max_steps=1600,
+    epoch_steps=50,
     lr=1e-3,
     warmup_steps=50,
     gene_lr_scale=0.0,
-    prompt_after=750,
-    weights={"gep": 0.01, "gepc": 0.01, "prompt": 0.01, "contrast": 1.0, "distribution": 0.2},
+    prompt_after=1200,
+    weights={"gep": 0.03, "gepc": 0.03, "prompt": 0.03, "contrast": 1.0, "distribution": 0.5},
     contrast=True,
+    step_from="study",
     panel_share=0.3,
     precision="bf16-mixed",
 )

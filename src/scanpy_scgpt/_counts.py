@@ -58,6 +58,13 @@ class _Seen:
         return self.whole and self.n_bad == 0 and self.minimum >= 0
 
 
+def _refusal(text: str, **no_counts: str) -> ValueError:
+    """An error about values that no counts are; its `no_counts` says `where` they are and what was `found`."""
+    error = ValueError(text)
+    error.no_counts = no_counts
+    return error
+
+
 def _is_fine(values: np.ndarray) -> bool:
     """True without NaN, infinite and negative values; two passes, nothing allocated."""
     return values.size == 0 or bool(values.min() >= 0 and values.max() < np.inf)
@@ -177,14 +184,14 @@ class CountSource:
 
     def _refuse(self, seen: _Seen) -> None:
         if seen.n_bad:
-            raise ValueError(self._bad_text(seen))
+            raise _refusal(self._bad_text(seen), where=self.where, found=f"{seen.n_bad:,} NaN or infinite values")
         if seen.n_negative:
             share = seen.n_negative / max(seen.n_values, 1)
             msg = (
                 f"{self.where} has negative values (minimum {seen.minimum:.3g}; {share:.0%} of the entries looked "
                 "at): it looks scaled. Tokens need counts, or values whose order inside a cell is that of the counts."
             )
-            raise ValueError(msg)
+            raise _refusal(msg, where=self.where, found=f"negative values (minimum {seen.minimum:.3g})")
 
     def _bad_text(self, seen: _Seen) -> str:
         place = "one of its blocks" if self.on_disk else "it"
@@ -278,13 +285,14 @@ def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | N
 
 
 def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:
+    seen = source.seen
     try:
-        source._refuse(source.seen)
+        source._refuse(seen)
     except ValueError as error:
         advice = [f"use_raw=True ({o.where} has {o.kind()})" for o in others if o.where == "raw.X"]
         hint = f" Pass {advice[0]}." if advice else " Name a layer with counts: layer='...'."
-        msg = f"{error}{hint if source.seen.n_negative else ''}"
-        raise ValueError(msg) from None
+        msg = f"{error}{hint if seen.n_negative else ''}"
+        raise _refusal(msg, **error.no_counts) from None
     advice = source.matrix.layout_advice() if hasattr(source.matrix, "layout_advice") else None
     if advice:
         logger.warning(advice)

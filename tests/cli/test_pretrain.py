@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from scanpy_scgpt import pretrain
+from scanpy_scgpt.cli import main
 from scanpy_scgpt.cli._pretrain import add_parser
 from scanpy_scgpt.cli._pretrain import pretrain as command
 
@@ -88,6 +89,18 @@ def test_an_atlas(call, tmp_path):
             ["a.h5ad", "--set", "dmodel=3"],
             r"a setting of pretraining='dmodel': use one of .*; did you mean 'd_model'\.",
         ),
+        (["a.h5ad", "--set", "rng=3"], r"a setting of pretraining='rng': use one of "),
+        (
+            ["a.h5ad", "--max-cells", "9"],
+            r'--max-cells 9 is about cells of the Census, .* Add --census "tissue_general',
+        ),
+        (["a.h5ad", "--organism", "mus_musculus"], r"--organism mus_musculus is about cells of the Census"),
+        (["a.h5ad", "--census-version", "stable"], r"--census-version stable is about .* or leave it out"),
+        (["a.h5ad", "--vocab", "list.json"], r"--vocab list\.json: this is no vocabulary \(.*JSON list.*\{\"CD3D\": 0"),
+        (
+            ["a.h5ad", "--vocab", "broken.json"],
+            r"--vocab broken\.json: this is no vocabulary \(Expecting .*vocab\.write",
+        ),
         (["a.h5ad", "--config", "broken.json"], r"broken\.json: no valid JSON .*Write it as \{\"d_model\": 128"),
         (["a.h5ad", "--config", "list.json"], r"list\.json holds a JSON list; write \{\"d_model\": 128"),
     ],
@@ -98,3 +111,21 @@ def test_mistakes(call, tmp_path, monkeypatch, argv, text):
     (tmp_path / "list.json").write_text("[3]")
     with pytest.raises(ValueError, match=text):
         call(*argv, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--vocab", "--config"])
+def test_a_file_that_is_not_there_is_named_with_its_option(call, tmp_path, option):
+    with pytest.raises(FileNotFoundError, match=rf"{option} .*nope\.json: this file cannot be read .*Check the path"):
+        call("a.h5ad", option, tmp_path / "nope.json", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("argument", ["resume=False", "overwrite=True of prepare, resume=False"])
+def test_what_python_says_is_said_of_the_command_line_too(monkeypatch, tmp_path, capsys, argument):
+    def run(*_args, **_given):
+        msg = f"There is another run. Pass {argument}."
+        raise ValueError(msg)
+
+    monkeypatch.setattr(pretrain, "run", run)
+    assert main(["pretrain", "a.h5ad", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"Pass {argument}. On the command line: --no-resume.\n")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from scanpy_scgpt import io, models, settings
 from scanpy_scgpt.io import CheckpointError
+from scanpy_scgpt.model import GeneLists, Generator
 from scanpy_scgpt.nn import CellTransformer
+from scanpy_scgpt.tokenizer import Tokens
 
 VOCAB = {"A": 0, "B": 1, "<pad>": 2, "<cls>": 3, "<eoc>": 4}
 
@@ -95,6 +99,33 @@ def test_it_equals_the_original_layout(tmp_path):
     assert (mirror.transformer, mirror.vocab) == (original.transformer, original.vocab)
     assert all(torch.equal(mirror.weights[name], tensor) for name, tensor in original.weights.items())
     assert mirror.weights.keys() == original.weights.keys()
+
+
+def test_it_generates_as_the_original_layout(tmp_path):
+    """With the original's form of attention, also after a round trip through our format."""
+    state, generator = state_of(), torch.Generator().manual_seed(1)
+    for i, (n_out, n_in) in {0: (8, 8), 2: (8, 8), 4: (1, 8)}.items():
+        state[f"decoder.fc.{i}.weight"] = torch.randn((n_out, n_in), generator=generator)
+        state[f"decoder.fc.{i}.bias"] = torch.full((n_out,), 9.0 if i == 4 else 0.0)
+    original, mirror = (
+        io.read_checkpoint(write(tmp_path / name, state, weights=weights, config={"nheads": 4}, name="args.json"))
+        for name, weights in (("o", "best_model.pt"), ("m", "x.safetensors"))
+    )
+    io.write_checkpoint(mirror, tmp_path / "own")
+    own = io.read_checkpoint(tmp_path / "own")
+    known = Tokens(np.array([0, 1]), np.array([0]), np.array([30.0]))
+    asked, keys = GeneLists.repeated(np.array([1]), 1), np.array([7], dtype=np.uint64)
+
+    def value(checkpoint):
+        return Generator(checkpoint, device="cpu").generate(known, asked, keys=keys, n_steps=1).values
+
+    assert 1 < value(original)[0] < 50
+    for other in (mirror, own):
+        assert other.info["legacy_generation"] is True
+        np.testing.assert_array_equal(value(other), value(original))
+    assert models.untrained(mirror).info["legacy_generation"] is True
+    ours = replace(mirror, info={"format": "mirror of the original release"})
+    assert np.abs(value(ours) - value(original)) > 0.01
 
 
 def test_heads_are_named_asked_for_or_those_of_the_originals(tmp_path):

@@ -262,7 +262,7 @@ def test_without_a_distribution_the_expression_head_answers(without_head, cells)
 
 def test_the_original_release_keeps_its_form_of_attention(cells):
     known, asked, keys = cells
-    ours, theirs = (make_checkpoint(info=info) for info in ({}, {"format": "original release"}))
+    ours, theirs = (make_checkpoint(info=info) for info in ({}, {"legacy_generation": True}))
     values = [Generator(x, device="cpu").generate(known, asked, keys=keys, n_steps=1).values for x in (ours, theirs)]
     assert np.abs(values[0] - values[1]).max() > 0.1
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.server
+import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from scanpy_scgpt import settings
 from scanpy_scgpt.models import _fetch
@@ -185,3 +188,58 @@ def decode_commit():
 def files(checkpoint_folder: Path) -> dict[str, bytes]:
     """The files of the tiny checkpoint."""
     return {path.name: path.read_bytes() for path in checkpoint_folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def zipped() -> Callable[..., bytes]:
+    """Function: an archive of files."""
+    return _zipped
+
+
+def _zipped(files: Mapping[str, bytes], *, folder: str = "tiny/") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(f"{folder}{name}", content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def archive(server: FileServer, files: dict[str, bytes]) -> tuple[str, bytes, str]:
+    """Address, content and checksum of an archive."""
+    content = _zipped(files)
+    server.files["/tiny.zip"] = content
+    return f"{server.address}/tiny.zip", content, hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def write_original() -> Callable[..., Path]:
+    """Function: write a folder as the original release has them, of its shape; all weights are one number."""
+    return _write_original
+
+
+def _write_original(folder: Path, *, genes: int = 36_571, width: int = 512, layers: int = 12) -> Path:
+    shapes = {
+        "encoder.embedding.weight": (genes + 3, width),
+        "encoder.enc_norm.weight": (width,),
+        "encoder.enc_norm.bias": (width,),
+        "value_encoder.linear1.weight": (width, 1),
+        "value_encoder.linear1.bias": (width,),
+        "value_encoder.linear2.weight": (width, width),
+        "value_encoder.linear2.bias": (width,),
+        "value_encoder.norm.weight": (width,),
+        "value_encoder.norm.bias": (width,),
+    }
+    for i in range(layers):
+        layer = f"transformer_encoder.layers.{i}."
+        for name, rows in (("self_attn.in_proj_", 3), ("self_attn.out_proj.", 1), ("linear1.", 1), ("linear2.", 1)):
+            shapes[f"{layer}{name}weight"], shapes[f"{layer}{name}bias"] = (rows * width, width), (rows * width,)
+        for norm in ("norm1", "norm2"):
+            shapes[f"{layer}{norm}.weight"] = shapes[f"{layer}{norm}.bias"] = (width,)
+    folder.mkdir(parents=True)
+    number = torch.ones(1)  # a view of it takes no room in the file
+    torch.save({name: number.expand(shape) for name, shape in shapes.items()}, folder / "best_model.pt")
+    (folder / "args.json").write_text('{"nheads": 8}')
+    tokens = [*(f"G{i}" for i in range(genes)), "<pad>", "<cls>", "<eoc>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    return folder

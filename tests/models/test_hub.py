@@ -182,3 +182,19 @@ def test_push_to_a_branch_and_what_stops_it(hub, checkpoint, checkpoint_folder):
     hub.refuse_posts = 403
     with pytest.raises(ConnectionError, match=r"lab/net cannot be written to \(.*403.*hf auth login"):
         models.push(checkpoint, "lab/net", token="t")
+
+
+def test_push_says_whether_it_was_refused_or_not_heard(hub, checkpoint, monkeypatch):
+    """Without a network, and while the hub has trouble, another token is of no use."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    hub.refuse_posts = 501
+    with pytest.raises(ConnectionError, match=r"the hub has trouble of its own \(.*501.*Repeat the call later") as busy:
+        models.push(checkpoint, "lab/net", token="t")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ConnectionError, match=r"the hub cannot be reached \(.*\). Check the network, the") as deaf:
+            models.push(checkpoint, "lab/net", token="t")
+    for caught in (busy, deaf):
+        assert "lab/net was not pushed" in str(caught.value)
+        assert "hf auth login" not in str(caught.value)

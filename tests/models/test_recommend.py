@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from scanpy_scgpt import models, settings
+from scanpy_scgpt.models import _recommend
 
 
 @pytest.mark.parametrize(
@@ -27,12 +30,15 @@ def test_the_tissue_leads_to_its_model(pbmc, column, value, name):
     assert list(table.index) == [name, "whole-human", "continual", "mini"]
     assert list(table["local"]) == [False, False, False, True]
     assert f"obs[{column!r}] says {value!r} for 100% of the cells" in table.loc[name, "reason"]
-    assert table.loc[name, "how"] == f"scgpt.models.download({name!r})"
+    assert table.loc[name, "how"] == f"by hand: scgpt.models.load({name!r}) says how"
+    assert table.loc["whole-human", "how"] == "scgpt.models.download('whole-human')"
     assert table.loc["mini", "how"] == "scgpt.tl.embed(adata, 'mini')"
     assert 0.9 < table.loc["mini", "gene_match"] <= 1
     assert "for trying out" in table.loc["mini", "reason"]
     assert np.isnan(table.loc[name, "gene_match"])
-    assert models.better_than_default(pbmc).startswith(f"mini is a demonstration; better for results: {name}, ")
+    phrase = models.better_than_default(pbmc)
+    assert phrase.startswith(f"mini is a demonstration; better for results: {name}, ")
+    assert phrase.endswith(f"(by hand: scgpt.models.load({name!r}) says how)")
 
 
 def test_disease_goes_before_tissue_and_normal_does_not(pbmc):
@@ -66,9 +72,9 @@ def test_cells_of_several_or_no_tissues_lead_to_whole_human(pbmc):
         models.recommend("cells.h5ad")
 
 
-def test_what_is_on_this_machine_is_said(pbmc, checkpoint_folder):
+def test_what_is_on_this_machine_is_said(pbmc, checkpoint_folder, cache):
     pbmc.obs["tissue"] = "blood"
-    models.register("blood", checkpoint_folder)
+    shutil.copytree(checkpoint_folder, cache / "checkpoints" / "blood")
     models.register("mine", checkpoint_folder)
     table = models.recommend(pbmc)
     assert list(table.index) == ["blood", "whole-human", "continual", "mine", "mini"]
@@ -91,6 +97,20 @@ def test_names_of_genes_in_a_column(pbmc):
     pbmc.var_names = [f"gene{i}" for i in range(pbmc.n_vars)]
     assert list(models.recommend(pbmc).index) == ["whole-human"]
     assert "mini" in models.recommend(pbmc, gene_symbols="symbol_here").index
+
+
+def test_what_the_bundled_model_was_trained_on_comes_from_its_record(pbmc, monkeypatch):
+    def reason(**info):
+        monkeypatch.setattr(_recommend, "info_of", lambda _: {"n_training_cells": 9000, "n_cells": 10_000, **info})
+        return models.recommend(pbmc).loc["mini", "reason"]
+
+    text = "in the package, for trying out: a small network, trained on 9,000 cells"
+    assert reason() == text
+    studies = {"a": 4000, "b": 6000}
+    assert reason(studies=studies) == f"{text} of 2 studies"
+    assert reason(studies=studies, tissues={"lung": 3000, "blood": 7000}) == f"{text} of 2 studies, most of them blood"
+    for tissues in ({"lung": 4000, "blood": 5000, "liver": 1000}, {"unknown": 9000, "blood": 1000}, {}):
+        assert reason(studies=studies, tissues=tissues) == f"{text} of 2 studies"
 
 
 def test_nothing_is_written(pbmc, fingerprint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -65,6 +66,8 @@ def test_the_table_of_models(checkpoint_folder):
     whole = table.loc["whole-human"]
     assert (whole["cells"], whole["licence"], whole["size"]) == (33_000_000, "MIT (repository)", 203_273_199)
     assert whole["how"] == "scgpt.models.download('whole-human')"
+    for name in ORIGINALS[1:]:  # what lies on a drive cannot be downloaded by a line
+        assert table.loc[name, "how"] == f"by hand: scgpt.models.load({name!r}) says how"
     assert table.loc[ORIGINALS, "source"].str.startswith("https://drive.google.com/drive/folders/").all()
     assert table.loc[ORIGINALS, "source"].is_unique
     assert table.loc[ORIGINALS, "path"].isna().all()
@@ -126,16 +129,16 @@ def test_an_original_that_is_not_here_says_how_to_get_it(cache):
     with pytest.raises(ValueError, match=f"'blood' is not on this machine. {step}"):
         models.load("blood")
     for source in ("blood", "https://drive.google.com/drive/folders/1kkug5C7NjvXIwQGGaGoqXTk_Lb_pDrBU?usp=sharing"):
-        with pytest.raises(ConnectionError, match=f"lies on a drive that gives files to browsers only. {step}"):
+        with pytest.raises(ValueError, match=f"'blood' lies on a drive that gives files to browsers only. {step}"):
             models.download(source)
     with pytest.raises(ValueError, match="No model 'bloood': .* Did you mean 'blood'"):
         models.load("bloood")
 
 
-def test_the_manual_step_works(checkpoint_folder, cache, checkpoint):
+def test_the_manual_step_works(write_original, cache):
     """The files in the folder that the text names are found, listed, and not asked for again."""
-    folder = shutil.copytree(checkpoint_folder, cache / "checkpoints" / "blood")
-    assert models.load("blood").vocab == checkpoint.vocab
+    folder = write_original(cache / "checkpoints" / "blood")
+    assert len(models.load("blood").vocab) == 36_574
     row = models.available().loc["blood"]
     assert (row["kind"], row["path"], row["cells"]) == ("cached", str(folder), 10_300_000)
     assert models.download("blood") == folder
@@ -146,12 +149,52 @@ def test_the_manual_step_works(checkpoint_folder, cache, checkpoint):
         models.load("blood")
 
 
-def test_an_original_elsewhere_gets_its_name(checkpoint_folder):
-    models.register("lung", checkpoint_folder)
-    assert models.download("lung") == checkpoint_folder
+def test_an_original_elsewhere_gets_its_name(write_original, tmp_path):
+    folder = write_original(tmp_path / "elsewhere")
+    models.register("lung", folder)
+    assert models.download("lung") == folder
     assert models.load("lung").name == "lung"
     assert models.available().loc["lung", "cells"] == 2_100_000
     assert list(models.available().index).count("lung") == 1
+
+
+def test_the_name_of_an_original_is_for_its_folder_alone(write_original, checkpoint_folder, tmp_path):
+    organ, whole = write_original(tmp_path / "organ"), write_original(tmp_path / "whole", genes=60_694)
+    small = write_original(tmp_path / "small", genes=9, width=16, layers=2)
+    faults = {
+        ("whole-human", organ): "tokens 36,574, not 60,697",
+        ("blood", small): "width 16, not 512; layers 2, not 12",
+        ("whole-human", small): "width 16, not 512; layers 2, not 12; tokens 12, not 60,697",
+        ("blood", checkpoint_folder): "not 12; it was not made from a folder of the original release",
+    }
+    for (name, folder), fault in faults.items():
+        mend = rf"Choose another name: scgpt.models.register\('my-{name}', '{folder}'\)"
+        with pytest.raises(ValueError, match=f"{folder} is not {name!r}, an original: .*{fault}. {mend}"):
+            models.register(name, folder)
+        assert models.available().loc[name, "kind"] == "original"
+    assert models.register("whole-human", whole).name == "whole-human"
+    assert models.available().loc["whole-human", "cells"] == 33_000_000
+    assert models.register("my-blood", small).name == "my-blood"
+
+
+def test_a_folder_that_describes_itself_is_not_described_as_an_original(checkpoint, cache):
+    """Put into the cache by hand: a model of its own, one continued from an original, and an original converted."""
+    place = cache / "checkpoints" / "blood"
+    trained = {"n_training_cells": 900, "studies": {"a": 500, "b": 400}}
+    for info in ({}, trained, {**trained, "legacy_generation": True}, {"legacy_generation": True}):
+        io.write_checkpoint(replace(checkpoint, info=info), place, overwrite=True)
+        row = models.available().loc["blood"]
+        if info == {"legacy_generation": True}:
+            assert (row["trained_on"], row["cells"], row["licence"]) == (
+                "blood and bone-marrow cells",
+                10_300_000,
+                "not stated (repository: MIT)",
+            )
+            assert row["source"].startswith("https://drive.google.com/")
+        else:
+            cells = info.get("n_training_cells")
+            assert (row["trained_on"], row["licence"], row["source"]) == ("2 studies" if cells else "", "", "")
+            assert pd.isna(row["cells"]) if cells is None else row["cells"] == cells
 
 
 def test_the_bundled_model_is_never_downloaded():

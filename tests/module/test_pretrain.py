@@ -47,6 +47,16 @@ def test_every_parameter_is_trained(batch):
     assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
 
 
+@pytest.mark.parametrize("task", ["gen", "pcpt", "both"])
+def test_a_parameter_needs_a_gradient_where_it_has_one(batch, task):
+    """Else processes would wait for it for ever."""
+    module = _module(task=task, distribution=True, contrast=True)
+    module(batch).total.backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+    assert module.transformer.encoder.unknown.requires_grad == (task != "pcpt")
+
+
 def test_padding_of_unknown_genes_does_not_count(batch):
     module = _module()
     before = module(batch).terms

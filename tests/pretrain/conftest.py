@@ -61,4 +61,5 @@ def start_run(corpus_folder: Path) -> Callable[..., subprocess.Popen]:
 def run_here(corpus_folder: Path) -> Callable[..., io.Checkpoint]:
     """Function `(out, **settings)`: the same run in this process."""
     files = sorted(corpus_folder.glob("*.h5ad"))
-    return lambda out, **changes: pretrain.run(files, out, vocab=VOCAB, accelerator="cpu", **{**SMALL, **changes})
+    given = {"vocab": VOCAB, "accelerator": "cpu", **SMALL}
+    return lambda out, **changes: pretrain.run(changes.pop("data", files), out, **{**given, **changes})

@@ -1,7 +1,7 @@
 """A pretraining run as a user starts it: `python script.py OUT FILES '{"setting": value}'`.
 
 With `stand_at` in the settings it makes the file `OUT/standing` before that step and waits there to be killed; with
-`break_at` the loss of the last process is infinite in that step.
+`break_at` the loss of the last process is infinite in that step; with `block` a file takes the place of the model.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ def overflow(plan: TrainingPlan, batch: GenerativeStep, *_: object) -> None:
             part.targets.fill_(torch.inf)
 
 
+def block(_plan: TrainingPlan, *_: object) -> None:
+    (out / "model").write_text("not a folder")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -40,6 +44,8 @@ if __name__ == "__main__":
     stand_at = changes.pop("stand_at", None)
     if stand_at is not None:
         TrainingPlan.on_train_batch_start = stand
+    if changes.pop("block", False):
+        TrainingPlan.on_train_batch_start = block
     break_at = changes.pop("break_at", None)
     if break_at is not None:
         TrainingPlan.on_train_batch_start = overflow

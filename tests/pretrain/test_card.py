@@ -25,6 +25,7 @@ ERRORS = {
 }
 INFO = {
     "version": "1", "n_cells": 1000, "n_training_cells": 900, "n_validation_cells": 90, "notes": "", "licence": "",
+    "n_repeated_cells": 7, "compared_cells": {"held_out": 64, "ridge": 512},
     "parent": None, "data": "0a1b", "studies": {"a": 600, "b": 400}, "tissues": {"blood": 1000},
     "corpus": {"files": {}, "filters": {"min_genes": None}, "skipped": {}, "duplicates": []},
     "losses": {"validation_loss": 12.0, "distribution_validation": 3.21}, "errors": ERRORS,
@@ -50,11 +51,16 @@ def test_wins_and_losses_are_said_plainly():
     assert "| ridge regression on the known genes | 6.0 | 6.5 |" in card
     assert "- distribution, cross entropy of the bins in nats: 3.21" in card
     assert "- cells a second while training: 123" in card
+    assert "From 64 of the 90 held-out cells;\nthe ridge regression learned from 512 of the 900 training cells." in card
+    assert "7 cells with the counts of a training cell were neither trained on nor held out." in card
     for absent in ("intended use", "licence:", "trained on from", "contrast, a", "masked_gep:"):
         assert absent not in card
     better = {ratio: {**found, "gep": 1.0, "gepc": 1.0} for ratio, found in ERRORS.items()}
     card = model_card("blood", {**INFO, "errors": better}, vocab=GeneVocab(["G1"]), n_parameters=1)
     assert "Not better" not in card
+    assert "counts of" not in model_card("a", {**INFO, "n_repeated_cells": 0}, vocab=GeneVocab(["G1"]), n_parameters=1)
+    card = model_card("a", {**INFO, "n_repeated_cells": None}, vocab=GeneVocab(["G1"]), n_parameters=1)
+    assert "is not known: the token store does not tell." in card
 
 
 def test_the_card_of_a_run(counts, vocab, tmp_path):
@@ -89,6 +95,10 @@ def test_the_card_of_a_run(counts, vocab, tmp_path):
         f"| blood | {info['tissues']['blood']} |", "| mean bin of the gene |", "- balance: tissue",
     ):  # fmt: skip
         assert text in done.card, text
-    assert set(info["errors"]["0.25"]) == {
-        "gep", "gepc", "prompt", "distribution", "mean_digit", "gene_mean", "ridge"
-    }  # fmt: skip
+    assert set(info["errors"]["0.25"]) == {"gep", "gepc", "distribution", "mean_digit", "gene_mean", "ridge"}
+    assert "`prompt`" not in done.card, "it starts after the last step"
+    assert "prompt_validation" not in info["losses"]
+    assert info["n_repeated_cells"] == 0
+    compared = info["compared_cells"]
+    assert compared == {"held_out": min(8 * 32, info["n_validation_cells"] // 32 * 32), "ridge": 256}
+    assert f"From {compared['held_out']} of the {info['n_validation_cells']} held-out cells;" in done.card

@@ -99,6 +99,11 @@ def test_a_checkpoint_of_the_transformer_alone(checkpoint, cells, tmp_path, capl
     assert "new heads: expression_head, cell_to_gene_head, distribution_head; left out: class_head" in caplog.text
     assert module.expression_head.network[-1].bias.item() == 25.5
     assert module.transformer.encoder.unknown.abs().sum() > 0
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        network(corpus, np.arange(600), checkpoint.vocab, replace(config, distribution=False),
+                parent=replace(parent, weights=module.state_dict()), seed=0)  # fmt: skip
+    assert "new heads: none; left out: distribution_head" in caplog.text
     broken = replace(parent, weights={k: x for k, x in parent.weights.items() if ".attention." not in k})
     with pytest.raises(io.CheckpointMismatchError, match="attention tensors"):
         network(corpus, np.arange(600), checkpoint.vocab, config, parent=broken, seed=0)

@@ -59,11 +59,18 @@ def test_whole_studies_are_held_out_until_the_share_is_reached(corpus):
     for studies in drawn:
         assert "big" not in studies, "training keeps half of the cells"
         n = sum(SIZES[study] for study in studies)
-        assert n >= 0.2 * 700
+        assert 0.2 * 700 <= n <= 2 * 0.2 * 700
         assert any(n - SIZES[study] < 0.2 * 700 for study in studies), "none too many"
     assert len({frozenset(studies) for studies in drawn}) > 2, "the seed chooses"
     assert held_studies(corpus, by="study", rng=3) == drawn[3]
     assert len(held_studies(corpus, by="study", share=1e-6)) == 1
+
+
+def test_a_small_share_holds_out_no_large_study(corpus):
+    for rng in range(20):
+        assert held_studies(corpus, by="study", rng=rng, share=0.03) == {"tiny"}, "20 of 700 cells: 21 are wanted"
+        assert held_studies(corpus, by="study", rng=rng, share=0.05) in ({"tiny"}, {"tiny", "c"}, {"c"})
+        assert held_studies(corpus, by="study", rng=rng, share=0.06) in ({"tiny", "c"}, {"c"}), "more than half of it"
 
 
 def test_the_order_of_the_cells_does_not_matter(corpus, counts, vocab, tmp_path):

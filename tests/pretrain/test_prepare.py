@@ -23,6 +23,7 @@ from scanpy_scgpt.disk import TokenStore
 from scanpy_scgpt.pretrain import QualityFilters, _preparation, corpus_report, prepare
 from scanpy_scgpt.pretrain._reader import Reader
 from scanpy_scgpt.pretrain._repeats import Seen, count_keys
+from scanpy_scgpt.pretrain._sources import places_of
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
 
 
@@ -116,6 +117,13 @@ def test_a_folder_of_annbatch_is_its_files(counts, vocab, tmp_path, write_cells)
     store = prepare(tmp_path / "cells.zarr", tmp_path / "cells.tokens", vocab=vocab)
     assert store.names.tolist() == counts.obs_names.tolist()
     assert list(corpus_report(store)["files"]) == ["dataset_0", "dataset_1"]
+    assert set(store.column("study")) == {"cells"}, "the parts of a collection are cut anywhere, they are no studies"
+    shutil.copytree(tmp_path / "cells.zarr", tmp_path / "lung" / "cells.zarr")
+    write_cells(counts[:9].copy(), tmp_path / "dataset_0.zarr")
+    places = places_of([tmp_path / "cells.zarr", tmp_path / "lung" / "cells.zarr", tmp_path / "dataset_0.zarr"])
+    assert len({place.label for place in places}) == 5
+    first = f"{tmp_path.name}/cells"
+    assert [place.study for place in places] == [first, first, "lung/cells", "lung/cells", "dataset_0"]
 
 
 def test_files_of_one_name_are_told_apart(counts, vocab, tmp_path):
@@ -270,7 +278,7 @@ def test_a_file_that_breaks_in_the_middle_leaves_nothing(counts, vocab, tmp_path
     array = zarr.open_array(tmp_path / "bad.zarr/X/data", mode="r+")
     array[int(counts.X.indptr[250])] = -3
     files = [tmp_path / "bad.zarr", tmp_path / "good.zarr"]
-    with pytest.raises(ValueError, match=r"bad\.zarr: X has negative values"):
+    with pytest.raises(ValueError, match=r"bad\.zarr: X holds negative values \(minimum -3\); pretraining needs raw"):
         prepare(files, tmp_path / "x.tokens", vocab=vocab, duplicates="drop")
     store = prepare(files, tmp_path / "y.tokens", vocab=vocab, duplicates="drop", on_error="skip")
     assert store.names.tolist() == counts.obs_names.tolist()
@@ -291,8 +299,8 @@ def test_halves_beyond_the_sample_are_found(counts, vocab, tmp_path):
 def test_no_gene_in_the_vocabulary(files, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"a\.h5ad: none of its 600 genes is in the vocabulary of 2 genes\. First names in the file: 'HES4', .*; "
-        r"in the vocabulary: 'Gm1', 'Gm2'\. .*gene_symbols='<column>'.*build_vocab\(files, extend=vocab\)",
+        match=r"a\.h5ad: 0 of 600 genes are in the vocabulary of 2 genes, .* First names without a match: 'HES4', .*"
+        r"gene_symbols='<column>'.* such as 'Gm1', 'Gm2'\. Else leave .*build_vocab\(files, extend=vocab\)\.",
     ):
         prepare(files, tmp_path / "x.tokens", vocab=GeneVocab(["Gm1", "Gm2"]))
     assert not (tmp_path / "x.tokens").exists()
@@ -365,7 +373,7 @@ def test_the_same_call_opens_its_store_and_another_is_refused(files, vocab, tmp_
     with pytest.raises(
         ValueError,
         match=r"holds the store of another call, which differs in inputs\.c\.h5mu \(only there\); filters\.min_genes "
-        r"\(None there, 5 here\)\. Choose another folder, delete it, or pass overwrite=True",
+        r"\(None there, 5 here\)\. Choose another folder, or replace it: overwrite=True of prepare, resume=False of",
     ):
         prepare(files[:2], out, vocab=vocab, filters=QualityFilters(min_genes=5))
     with pytest.raises(ValueError, match=r"differs in vocab \('\w+' there, 'of 20 cells or more' here\)"):

@@ -93,7 +93,7 @@ def test_vocabulary_counts_a_cell_once(tmp_path):
 
 
 def test_a_run_beats_the_mean_digit(files, tmp_path):
-    done = pretrain.run(files, tmp_path, vocab=VOCAB, max_steps=100, accelerator="cpu", **{**SMALL, "lr": 0.02})
+    done = pretrain.run(files, tmp_path, vocab=VOCAB, max_steps=250, accelerator="cpu", **{**SMALL, "lr": 0.02})
     assert list(done.info["errors"]) == ["0.25", "0.5", "0.75"]
     for found in done.info["errors"].values():
         assert found["ridge"] < 0.9 * found["gene_mean"]
@@ -154,8 +154,8 @@ def test_only_the_same_run_goes_on(files, tmp_path, caplog):
             _killed_run(files, tmp_path, at=at, max_steps=9, epoch_steps=3)
     again = {"vocab": VOCAB, "max_steps": 9, "accelerator": "cpu", **short}
     checkpoint = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
-    with pytest.raises(ValueError, match=rf"{tmp_path.name} holds .*different: lr\).*resume=False"):
-        pretrain.run(files, tmp_path, **{**again, "lr": 1e-3})
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} holds .*different: batch_size\).*resume=False"):
+        pretrain.run(files, tmp_path, **{**again, "batch_size": 16})
     with pytest.raises(ValueError, match=r"corpus\.tokens holds the store of another call"):
         pretrain.run(files, tmp_path, rng=1, **again)
     with pytest.raises(ValueError, match=r"corpus\.tokens holds the store of another call"):
@@ -168,13 +168,15 @@ def test_only_the_same_run_goes_on(files, tmp_path, caplog):
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
     with caplog.at_level("WARNING"):
         pretrain.run(files, tmp_path, **{**again, "max_steps": 12})
-    assert "max_steps=12" in caplog.text
+    assert (
+        f"max_steps=12; the run in {tmp_path} had max_steps=9 until now: its steps are other ones from" in caplog.text
+    )
     assert json.loads((tmp_path / "run.json").read_text())["max_steps"] == 12
     trained = pd.read_csv(tmp_path / "metrics.csv").dropna(subset="train_loss")
     assert trained.step.tolist() == [2, 5, 8, 11]
-    (tmp_path / "checkpoints" / "stray").touch()
+    (tmp_path / "checkpoints" / "notes.txt").touch()
     anew = pretrain.run(files, tmp_path, resume=False, **{**again, "lr": 1e-3, "max_steps": 3})
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "notes.txt"}
     assert pd.read_csv(tmp_path / "metrics.csv").dropna(subset="train_loss").step.tolist() == [2]
     assert anew.digest == io.read_checkpoint(tmp_path / "model").digest != ""
     (tmp_path / "run.json").unlink()
@@ -210,7 +212,76 @@ def test_a_run_goes_on_with_other_micro_batches():
     assert identity(max_tokens=4000, contrast=True) != identity(contrast=True)
     earlier = {key: value for key, value in identity().items() if key != "format"}
     assert _different(earlier, identity()) == ["format"]
-    assert _different(identity("mini@0"), identity("mini@1", lr=1e-3)) == ["lr", "continue_from"]
+    assert _different(identity("mini@0"), identity("mini@1", dropout=0.3)) == ["dropout", "continue_from"]
+    assert not _different(identity(), identity(lr=1e-3, warmup_steps=9, precision="bf16-mixed", max_steps=5))
+
+
+@pytest.mark.parametrize("advice", [{"lr": 1e-3}, {"warmup_steps": 30}, {"precision": "bf16-mixed"}])
+def test_a_loss_that_overflows_is_mended_by_what_the_error_says(files, tmp_path, monkeypatch, caplog, advice):
+    """The fault stays: in single precision, the loss of a step is infinite where the rate of the optimiser is high."""
+
+    def overflow(plan, batch, *_):
+        rate = max(group["lr"] for group in plan.optimizers().param_groups)
+        if rate > 4.3e-3 and plan.trainer.precision == "32-true":
+            batch.batches[0].targets.fill_(torch.inf)
+
+    monkeypatch.setattr("scanpy_scgpt.train.TrainingPlan.on_train_batch_start", overflow)
+    given = {
+        **SMALL,
+        "vocab": VOCAB,
+        "accelerator": "cpu",
+        "max_steps": 12,
+        "epoch_steps": 4,
+        "lr": 6e-3,
+        "distribution": False,
+    }
+    for _ in range(2):  # the same call again comes to the same end
+        with pytest.raises(
+            pretrain.NonFiniteError, match="Step 5: .*lower lr, such as lr=0.002, .*warmup_steps than 5"
+        ):
+            pretrain.run(files, tmp_path, **given)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    caplog.clear()
+    done = pretrain.run(files, tmp_path, **{**given, **advice})
+    ((name, value),) = advice.items()
+    assert f"{name}={value}; the run in {tmp_path} had {name}={given.get(name, '32-true')} until now" in caplog.text
+    assert done.info["settings"][name] == value
+    trained = pd.read_csv(tmp_path / "metrics.csv").dropna(subset="train_loss")
+    assert trained.step.tolist() == [3, 7, 11]
+
+
+def test_a_finished_run_is_left_as_it_is(files, tmp_path, monkeypatch, caplog):
+    given = {**SMALL, "vocab": VOCAB, "accelerator": "cpu", "max_steps": 4, "epoch_steps": 2}
+    now = [1000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+
+    def slow(plan, *_):
+        now[0] += 100
+        if plan.global_step == killed_at:
+            raise _Killed
+
+    monkeypatch.setattr("scanpy_scgpt.train.TrainingPlan.on_train_batch_start", slow)
+    killed_at = 3
+    with pytest.raises(_Killed):
+        pretrain.run(files, tmp_path, **given)
+    killed_at = None
+    done = pretrain.run(files, tmp_path, **given)
+    assert done.info["seconds"] == pytest.approx(400), "two steps of each call"
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    now[0] += 9000
+    with caplog.at_level("INFO"):
+        again = pretrain.run(files, tmp_path, **given)
+    assert "model is the model of this very run; nothing to do" in caplog.text
+    assert (again.digest, again.info) == (done.digest, done.info)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == written
+    named = pretrain.run(files, tmp_path, notes="for a test", **given)
+    assert "intended use: for a test" in named.card
+    assert named.digest == done.digest
+    assert named.info["seconds"] == pytest.approx(400)
+    (tmp_path / "model" / "card.md").unlink()
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        path.write_bytes(b"cut")
+    assert pretrain.run(files, tmp_path, notes="for a test", **given).digest == done.digest, "written anew"
 
 
 def test_an_empty_split_says_what_to_change(files, tmp_path):

@@ -12,6 +12,7 @@ from scipy import sparse
 import scanpy_scgpt as scgpt
 from scanpy_scgpt import pretrain
 from scanpy_scgpt.pretrain._corpus import store_corpus
+from scanpy_scgpt.pretrain._data import split
 
 SMALL = {
     "d_model": 16,
@@ -94,3 +95,43 @@ def test_stores_that_do_not_fit(files, store, vocab, tmp_path):
         pretrain.run(store, tmp_path / "out", vocab=other, **SMALL)
     with pytest.raises(ValueError, match="is a token store, whose cells were chosen. Leave it out"):
         pretrain.run(store, tmp_path / "out", filters=pretrain.QualityFilters(min_genes=5), **SMALL)
+    for name, value in (("duplicates", "drop"), ("on_error", "skip")):
+        with pytest.raises(ValueError, match=f"^{name}='{value}': .*cells.tokens is a token store, whose cells were"):
+            pretrain.run(store, tmp_path / "out", **{name: value}, **SMALL)
+
+
+def test_held_out_cells_repeat_no_training_cell(counts, vocab, tmp_path, caplog, monkeypatch):
+    """Half of the cells stand twice, under other names and in other files; a store without keys does not tell."""
+    monkeypatch.setattr("scanpy_scgpt.pretrain._preparation._SHARD", 100)
+    again = counts[:350].copy()
+    again.obs_names = [f"again-{name}" for name in again.obs_names]
+    for part, name in ((counts, "a"), (again, "b")):
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    files = [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
+    corpus = store_corpus(pretrain.prepare(files, tmp_path / "keys.tokens", vocab=vocab))
+    config = pretrain.PretrainConfig(validation_share=0.3)
+    with caplog.at_level("INFO"):
+        found = split(corpus, config, rng=1)
+    before = corpus.split(share=0.3, rng=1)
+    np.testing.assert_array_equal(found.training, before[0])
+    everyone = np.vstack([counts.X.toarray(), again.X.toarray()])
+    shown = {row.tobytes() for row in everyone[found.training]}
+    kept = [i for i in before[1] if everyone[i].tobytes() not in shown or (everyone[i] > 0).sum() < 10]
+    np.testing.assert_array_equal(found.validation, kept)
+    assert found.repeated == len(before[1]) - len(kept) > 90
+    assert (
+        f"pretraining: {found.repeated} cells are neither trained on nor held out: training cells have" in caplog.text
+    )
+    share = 100 * len(kept) / (len(kept) + len(before[0]))
+    assert f"{len(kept)} are held out ({share:.1f} %; validation_share=0.3)" in caplog.text
+    scgpt.pp.tokenize(files, vocab, ties="mid", min_genes=1, out=tmp_path / "plain.tokens")
+    unknown = split(store_corpus(scgpt.disk.TokenStore(tmp_path / "plain.tokens")), config, rng=1)
+    assert unknown.repeated is None
+    assert len(unknown.validation) == len(before[1])
+    again.obs["study"], counts.obs["study"] = "b", "a"
+    for part, name in ((counts, "a"), (again, "b")):
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    corpus = store_corpus(pretrain.prepare(files, tmp_path / "studies.tokens", vocab=vocab))
+    text = r"0 for validation \(\d+ that have the counts of a training cell are in neither\): no validation cells\."
+    with pytest.raises(ValueError, match=text):
+        split(corpus, pretrain.PretrainConfig(validation_by="study", validation_studies=("b",)), rng=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -137,6 +138,42 @@ def test_prompt_of_the_cell_is_its_vector(few, generative, genes):
     alone, both, without = (generated(few, generative, genes, prompt=prompt) for prompt in ("cell", "both", "genes"))
     for first, second in ((alone, both), (both, without), (alone, without)):
         assert np.abs(first - second).max() > 0.02
+
+
+def test_vectors_that_are_given_are_taken_as_they_are(few, generative, genes, caplog):
+    """Those of cells with the genes asked for have seen them, and the receipt says so; computed ones have not."""
+
+    def values(cells, prompt, **kwargs):
+        tl.embed(cells, generative, pooling="cls", normalize=False, key_added="raw", device="cpu", min_genes=1)
+        return generated(cells, generative, genes, prompt=prompt, **kwargs)
+
+    other = changed(few, genes)
+    for prompt in ("cell", "both"):
+        np.testing.assert_array_equal(values(few, prompt), values(other, prompt))
+        assert "may have seen" not in caplog.text
+        caplog.clear()
+        assert np.abs(values(few, prompt, embedding="raw") - values(other, prompt, embedding="raw")).max() > 1e-4
+        assert " · obsm['raw'] may have seen these genes: it was taken as it is · random" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize(("after", "steps"), [(None, 100), (100, 100), (101, 100)])
+def test_a_model_that_never_saw_cell_prompts_is_used_with_a_warning(few, generative, genes, caplog, after, steps):
+    model = replace(generative, info={"settings": {"prompt_after": after, "max_steps": steps}})
+    text = (
+        f"generate: random was never trained to predict from cell vectors (prompt_after={after}, max_steps={steps}), "
+        "so prompt={0!r} gives values that mean little. Pass prompt='genes'."
+    )
+    for prompt in ("cell", "both"):
+        expected = generated(few, generative, genes, prompt=prompt)
+        assert "never trained" not in caplog.text
+        np.testing.assert_array_equal(generated(few, model, genes, prompt=prompt), expected)
+        assert [x.getMessage() for x in caplog.records if x.levelno == logging.WARNING] == [text.format(prompt)]
+        caplog.clear()
+    generated(few, model, genes)
+    trained = replace(generative, info={"settings": {"prompt_after": 99, "max_steps": 100}})
+    generated(few, trained, genes, prompt="cell")
+    assert "never trained" not in caplog.text
 
 
 def test_from_a_vector_alone_no_count_is_looked_at(few, generative, genes):

@@ -194,12 +194,60 @@ def test_a_step_that_is_not_finite_is_not_taken(clip):
     expected, found = _module(), _module()
     _train(expected, _batches(), steps=2, **settings)
     text = (
-        r"Step 3: gep=(inf|nan), prompt=(inf|nan) is not finite \(lr=0\.0009.*precision='32-true'\).*such as lr=0\.0003"
+        r"Step 3: gep=(inf|nan), prompt=(inf|nan) is not finite \(lr=0\.0009.*precision='32-true'\).*repeat it with a "
+        r"lower lr, such as lr=0\.0003, or with more warmup_steps than 3; it goes on from the last checkpoint\."
     )
     with pytest.raises(NonFiniteError, match=text):
         _train(found, _batches(), steps=4, callbacks=[_Overflow(2)], **settings)
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_long_warm_up_is_made_longer():
+    plan = TrainingPlan(_module(), PlanConfig(lr=1e-3, total_steps=10, warmup_steps=8))
+    plan._trainer = type("Trainer", (), {"precision": "32-true", "precision_plugin": None, "global_step": 5})()
+    with pytest.raises(NonFiniteError, match="more warmup_steps than 8; it goes on"):
+        plan._refuse_step()
+
+
+def test_what_needs_no_gradient_stays():
+    module = _module(task="pcpt")
+    before = module.transformer.encoder.unknown.clone()
+    assert torch.equal(before, initial_weights(CONFIG, seed=0)["transformer.encoder.unknown"])
+    trainer = _train(module, _batches(), lr=0.1)
+    (optimizer,) = trainer.optimizers
+    trained = {id(x) for group in optimizer.param_groups for x in group["params"]}
+    named = {name for name, x in module.named_parameters() if id(x) not in trained}
+    assert named == {"transformer.encoder.unknown"}
+    assert torch.equal(module.transformer.encoder.unknown, before)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lr": 1e-5}, {"warmup_steps": 100}])
+def test_a_plan_that_goes_on_has_its_own_rate(tmp_path, changes):
+    """From the first step on; that of a frozen or slow part stays in proportion."""
+    rates = []
+
+    class Rates(lp.Callback):
+        def on_before_optimizer_step(self, _trainer, plan, optimizer):
+            rates.append((plan.learning_rate, {(g["lr"], g["initial_lr"]) for g in optimizer.param_groups}))
+
+    settings = {"lr": 1e-3, "total_steps": 10, "warmup_steps": 2, "lr_scale": {"transformer.encoder": 0.5}}
+    for steps, given in ((3, settings), (6, {**settings, **changes})):
+        plan = TrainingPlan(_module(), PlanConfig(**given))
+        trainer = lp.Trainer(
+            accelerator="cpu", max_steps=steps, callbacks=[Rates()], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        last = tmp_path / "last.ckpt"
+        data = DataLoader(_batches(), batch_size=None, sampler=range(3))
+        trainer.fit(plan, data, ckpt_path=last if last.exists() else None)
+        trainer.save_checkpoint(last)
+    assert len(rates) == 6
+    for rate, used in rates:
+        assert sorted(whole for whole, _ in used) == pytest.approx([rate / 2, rate])
+        assert {first for _, first in used} == {1.0, 0.5}
+    warm, lr = {**settings, **changes}["warmup_steps"], {**settings, **changes}["lr"]
+    assert rates[3][0] == pytest.approx(lr * min(1, 4 / warm) * 0.5 * (1 + np.cos(np.pi * 0.3)))
 
 
 def test_half_precision_may_overflow_now_and_then():
@@ -211,5 +259,5 @@ def test_half_precision_may_overflow_now_and_then():
     scale = 2.0
     plan._refuse_step()
     scale = 1e-4
-    with pytest.raises(NonFiniteError, match=r'the gradient is not finite .* or precision="32-true"\.'):
+    with pytest.raises(NonFiniteError, match=r'the gradient is not finite .* or with precision="32-true"; it goes'):
         plan._refuse_step()

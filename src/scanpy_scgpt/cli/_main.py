@@ -36,6 +36,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# What the texts of Python say, as an argument of a command
+_ARGUMENTS = {
+    "embed": {"overwrite=True": "--overwrite"},
+    "pretrain": {"resume=False": "--no-resume", "overwrite=True": "--no-resume"},
+    "models": {"overwrite=True": "--overwrite", "force=True": "--force"},
+}
+
+
+def _as_arguments(text: str, command: str) -> str:
+    """The text of an error, with the arguments of the command that do what it says."""
+    found = dict.fromkeys(argument for said, argument in _ARGUMENTS.get(command, {}).items() if said in text)
+    return f"{text} On the command line: {', '.join(found)}." if found else text
+
+
 def _shard(text: str) -> tuple[int, int]:
     which, slash, of = text.partition("/")
     if not (slash and which.isdecimal() and of.isdecimal()):
@@ -88,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(_models.models(args))
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"scanpy-scgpt {args.command}: {text}", file=sys.stderr)
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        print(f"scanpy-scgpt {args.command}: {_as_arguments(text, args.command)}", file=sys.stderr)
         return 1
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_OPTION = re.compile(r"\b(checksum|name)=(?=[\s,])")  # named in the text of an error, not in a line of Python
 _SHOWN = ("kind", "trained_on", "cells", "size", "how")
 
 
@@ -53,6 +55,14 @@ def models(args: argparse.Namespace) -> str:
     -------
     The text to print.
     """
+    try:
+        return _carry_out(args)
+    except ValueError as error:
+        error.args = (_OPTION.sub(r"\g<0> (--\1)", str(error)),)
+        raise
+
+
+def _carry_out(args: argparse.Namespace) -> str:
     from scanpy_scgpt import models as zoo
 
     if args.action == "download":
@@ -81,6 +91,6 @@ def _path(table: pd.DataFrame, name: str) -> str:
         raise ValueError(msg)
     path, how = table.loc[name, ["path", "how"]]
     if path is None:
-        msg = f"{name!r} is not on this machine. Get it: {how}."
+        msg = f"{name!r} is not on this machine ({how})."
         raise ValueError(msg)
     return path

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scanpy_scgpt._validate import check_one_of
-
 if TYPE_CHECKING:
     from scanpy_scgpt.pretrain import CensusQuery
+    from scanpy_scgpt.tokenizer import GeneVocab
 
+_OF_CENSUS = ("organism", "census_version", "max_cells")
 _LIMITS = ("min_genes", "max_genes", "min_counts", "max_mito")
 
 
@@ -35,8 +34,8 @@ def add_parser(commands: Any) -> None:  # the action that `add_subparsers` gives
     cells = parser.add_argument_group("cells")
     add = cells.add_argument
     add("--census", metavar="FILTER", help="cells of CELLxGENE Census, such as \"tissue_general == 'blood'\"")
-    add("--census-version", default="stable", help="release of the Census (stable)")
-    add("--organism", default="homo_sapiens", help="organism of the Census (homo_sapiens)")
+    add("--census-version", help="release of the Census (stable)")
+    add("--organism", help="organism of the Census (homo_sapiens)")
     add("--max-cells", type=int, help="most cells of the Census")
     add("--min-genes", type=int, help="fewest expressed genes of a cell")
     add("--max-genes", type=int, help="most expressed genes of a cell")
@@ -59,13 +58,12 @@ def add_parser(commands: Any) -> None:  # the action that `add_subparsers` gives
 def pretrain(args: argparse.Namespace) -> None:
     """Run the command; prints the card of the model and where it lies."""
     from scanpy_scgpt.pretrain import QualityFilters, run
-    from scanpy_scgpt.tokenizer import GeneVocab
 
     limits = {name: getattr(args, name) for name in _LIMITS if getattr(args, name) is not None}
     checkpoint = run(
         _data(args),
         args.out,
-        vocab=None if args.vocab is None else GeneVocab.read(args.vocab),
+        vocab=None if args.vocab is None else _vocab(args.vocab),
         name=args.name,
         continue_from=args.continue_from,
         filters=QualityFilters(**limits) if limits else None,
@@ -89,35 +87,61 @@ def _data(args: argparse.Namespace) -> Path | list[Path | CensusQuery]:
     """Files and query; a lone path as it is, as it may be a token store."""
     from scanpy_scgpt.pretrain import CensusQuery
 
+    given = {name: getattr(args, name) for name in _OF_CENSUS if getattr(args, name) is not None}
     if args.census is None:
+        if given:
+            name, value = next(iter(given.items()))
+            msg = (
+                f"--{name.replace('_', '-')} {value} is about cells of the Census, and --census is not there. Add "
+                '--census "tissue_general == \'blood\'" (--census "" for all cells), or leave it out.'
+            )
+            raise ValueError(msg)
         if not args.files:
             msg = "no cells are given. Name files of raw counts, or --census \"tissue_general == 'blood'\"."
             raise ValueError(msg)
         return args.files[0] if len(args.files) == 1 else args.files
-    query = CensusQuery(
-        args.census or None,
-        organism=args.organism,
-        census_version=args.census_version,
-        max_cells=args.max_cells,
-    )
-    return [*args.files, query]
+    return [*args.files, CensusQuery(args.census or None, **given)]
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of `PretrainConfig` that were given: those of the file, then single ones."""
+    from scanpy_scgpt.pretrain import PretrainConfig
+
     found = {} if args.config is None else _of_file(args.config)
     found.update(map(_pair, args.set))
     named = {name: getattr(args, name) for name in ("max_steps", "validation_by", "validation_studies")}
     if args.validation_studies and args.validation_by is None:
         named["validation_by"] = "study"
     found.update({name: value for name, value in named.items() if value is not None})
-    _check_names(found)
+    PretrainConfig.check_names(found)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        msg = f"{option} {path}: this file cannot be read ({error.strerror}). Check the path."
+        raise type(error)(msg) from error
+
+
+def _vocab(path: Path) -> GeneVocab:
+    from scanpy_scgpt.tokenizer import GeneVocab
+
+    _text(path, "--vocab")
+    try:
+        return GeneVocab.read(path)
+    except ValueError as error:
+        msg = (
+            f'--vocab {path}: this is no vocabulary ({error}). It is JSON such as {{"CD3D": 0, "CD4": 1}}; '
+            "vocab.write(path) makes it of a GeneVocab."
+        )
+        raise ValueError(msg) from error
 
 
 def _of_file(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(_text(path, "--config"))
     except ValueError as error:
         msg = f'--config {path}: no valid JSON ({error}). Write it as {{"d_model": 128, "lr": 0.001}}.'
         raise ValueError(msg) from error
@@ -137,12 +161,3 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, {"None": None, "True": True, "False": False}.get(value, value)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    from dataclasses import fields
-
-    from scanpy_scgpt.pretrain import PretrainConfig
-
-    for name in names:
-        check_one_of(name, [field.name for field in fields(PretrainConfig)], name="a setting of pretraining")

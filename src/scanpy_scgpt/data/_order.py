@@ -44,7 +44,6 @@ class PassOrder:
     ) -> None:
         self.cells, self.batch_size, self.seed = cells, batch_size, seed
         self.plain = balance is None and step_from is None
-        self.plain = balance is None and step_from is None
         self._pass: tuple[int, np.ndarray] | None = None  # a pass and its cells
         if not self.plain:
             one = np.zeros(len(cells), dtype=np.int64)

@@ -6,6 +6,7 @@ from ._checkpoint import (
     CheckpointMismatchError,
     LoadReport,
     load_component,
+    require_replaceable,
     write_checkpoint,
 )
 from ._mirror import checkpoint_files
@@ -19,5 +20,6 @@ __all__ = [
     "checkpoint_files",
     "load_component",
     "read_checkpoint",
+    "require_replaceable",
     "write_checkpoint",
 ]

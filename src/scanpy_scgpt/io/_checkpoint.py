@@ -262,6 +262,24 @@ def put_back(folder: Path) -> None:
         os.replace(old, folder)
 
 
+def require_replaceable(folder: str | Path) -> None:
+    """Whether :func:`write_checkpoint` with `overwrite` may write a folder; changes nothing.
+
+    Parameters
+    ----------
+    folder
+        Target; it may be missing.
+
+    Raises
+    ------
+    FileExistsError
+        When the target is no folder, or holds other files than those of a checkpoint.
+    """
+    folder = Path(folder).expanduser().resolve()
+    for place in (folder, _replaced(folder)):
+        _check_ours(place)
+
+
 def _check_ours(folder: Path) -> None:
     """Only a folder with nothing but the files of a checkpoint may be removed."""
     if not folder.exists():
@@ -365,8 +383,7 @@ def write_checkpoint(
     if folder.exists() and not overwrite:
         msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace it."
         raise FileExistsError(msg)
-    for place in (folder, _replaced(folder)):
-        _check_ours(place)
+    require_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

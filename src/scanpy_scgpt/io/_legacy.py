@@ -165,7 +165,10 @@ def read_args(path: Path) -> dict[str, Any]:
 def assemble(
     path: Path, state: dict[str, Tensor], args: dict[str, Any], vocab: GeneVocab, *, info: dict[str, Any]
 ) -> Checkpoint:
-    """Checkpoint from the parts of a folder: tensors by the original's names, settings, vocabulary."""
+    """Checkpoint from the parts of a folder: tensors by the original's names, settings, vocabulary.
+
+    `info["legacy_generation"]` says that unknown genes attend as in the original (see :class:`PretrainModule`).
+    """
     _refuse_normalisers(state, path=path)
     weights, ignored = renamed(state)
     config = transformer_config(weights, args, vocab, path=path, state=state)
@@ -180,7 +183,7 @@ def assemble(
         vocab=vocab,
         weights=weights,
         digest=file_digest(path),
-        info=info,
+        info={**info, "legacy_generation": True},
         ignored=ignored,
     )
 

@@ -83,10 +83,10 @@ class GenerativePass:
     def _load(self) -> PretrainModule:
         has_head = any(name.startswith(f"{HEAD}.") for name in self.checkpoint.weights)
         with torch.random.fork_rng(devices=[]):  # initial weights draw; all that are used are overwritten
-            module = PretrainModule(self.checkpoint.transformer, distribution=has_head)
+            legacy = bool(self.checkpoint.info.get("legacy_generation"))
+            module = PretrainModule(self.checkpoint.transformer, distribution=has_head, legacy_generation=legacy)
         for part in ("transformer", "expression_head", *([HEAD] if has_head else [])):
             load_component(getattr(module, part), self.checkpoint, part)
-        module.legacy_generation = self.checkpoint.info.get("format") == "original release"
         return module.eval().requires_grad_(requires_grad=False).to(self.device)
 
     def predict(self, seen: Seen, asked: GeneLists, cell: np.ndarray | None, chance: np.ndarray | None) -> Predicted:

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt.disk import write_file
@@ -23,7 +22,7 @@ logger = get_logger(__name__)
 _OURS = ("config.json", "vocab.json", "weights.safetensors")  # settings first, weights last
 _ORIGINAL = ("args.json", "vocab.json", "best_model.pt")
 _CARD = "card.md"
-_SOURCE = "source.json"
+_SOURCE, _FILES, _REPLACED = "source.json", "files", "replaced"  # in the folder of a download in the making
 
 
 def from_address(wanted: Wanted, *, offline: bool) -> Path:
@@ -35,19 +34,64 @@ def from_address(wanted: Wanted, *, offline: bool) -> Path:
             f"put the files of the checkpoint into {place}, and load them: scgpt.models.load({wanted.name!r})."
         )
         raise ConnectionError(msg)
-    draft = place.with_name(f"{place.name}.part")
+    draft = _draft_of(wanted.name)
     files = _begin(draft, wanted)
-    get = _get_archive if _archive.is_archive(urlsplit(wanted.source).path) else _get_files
-    sums = {name: _records.sha256(files / name) for name in get(wanted, draft, files)}
-    old = draft / "replaced"
-    with _records.explained():
-        if place.exists():
-            os.replace(place, old)
-        _records.write(wanted.name, Record("cached", str(place), shown, "", sums))
-        os.replace(files, place)
-        shutil.rmtree(draft)
+    names, archive = (_get_archive if wanted.archive else _get_files)(wanted, draft, files)
+    sums = {name: _records.sha256(files / name) for name in names}
+    _check(wanted, sums, draft)
+    _exchange(wanted.name, Record("cached", str(place), shown, "", sums, archive=archive))
     logger.info("download: %s → models.load(%r)", shown, wanted.name)
     return place
+
+
+def _check(wanted: Wanted, sums: Mapping[str, str], draft: Path) -> None:
+    """Each file whose checksum is given is there and has it; else all of the download is dropped."""
+    for file, right in wanted.checksums.items():
+        if file in {"", wanted.archive} or sums.get(file) == right:
+            continue
+        shutil.rmtree(draft)
+        fault = f"has the SHA-256 {sums[file]}, {right} is right" if file in sums else "is not there"
+        msg = (
+            f"{file} of {without_query(wanted.source)} {fault}, and nothing was kept. It has {', '.join(sums)}; ask "
+            "the publisher for the checksums of these."
+        )
+        raise CheckpointError(msg)
+
+
+def _draft_of(name: str) -> Path:
+    place = _records.place_of(name)
+    return place.with_name(f"{place.name}.part")
+
+
+def _exchange(name: str, record: Record) -> None:
+    """Give new files the place of the former ones, and keep the record; after an error all is as it was."""
+    place, draft = _records.place_of(name), _draft_of(name)
+    files = draft / _FILES
+    with _records.explained():
+        try:
+            if place.exists():
+                os.replace(place, draft / _REPLACED)
+            os.replace(files, place)
+            _records.write(name, record)
+        except BaseException:
+            if not files.exists():
+                os.replace(place, files)
+            put_back(name)
+            raise
+        shutil.rmtree(draft)
+
+
+def put_back(name: str) -> None:
+    """Undo a replacement that ended half-way: when the place of a name is empty, what was there returns.
+
+    Parameters
+    ----------
+    name
+        Name of the checkpoint.
+    """
+    place, old = _records.place_of(name), _draft_of(name) / _REPLACED
+    if old.exists() and not place.exists():
+        os.replace(old, place)
 
 
 def _begin(draft: Path, wanted: Wanted) -> Path:
@@ -55,18 +99,18 @@ def _begin(draft: Path, wanted: Wanted) -> Path:
     note = json.dumps({"source": without_query(wanted.source), "checksums": dict(wanted.checksums)}).encode()
     if draft.exists() and not ((draft / _SOURCE).is_file() and (draft / _SOURCE).read_bytes() == note):
         shutil.rmtree(draft)
-    _records.make_folder(draft / "files")
-    shutil.rmtree(draft / "replaced", ignore_errors=True)  # by a call that was killed in the middle
+    _records.make_folder(draft / _FILES)
+    shutil.rmtree(draft / _REPLACED, ignore_errors=True)  # by a call that was killed when its files had their place
     with _records.explained():
         write_file(draft / _SOURCE, [note])
-    return draft / "files"
+    return draft / _FILES
 
 
-def _get_archive(wanted: Wanted, draft: Path, files: Path) -> list[str]:
-    last = urlsplit(wanted.source).path.rpartition("/")[2]
-    right = wanted.checksums.get("") or wanted.checksums.get(last)
+def _get_archive(wanted: Wanted, draft: Path, files: Path) -> tuple[list[str], str]:
+    """Names of the files, and the SHA-256 of the archive."""
+    right = wanted.checksums.get("") or wanted.checksums.get(wanted.archive)
     if right is None:
-        msg = f"checksum= has none for {last!r}, the archive. Pass its SHA-256 as a text."
+        msg = f"checksum= has none for {wanted.archive!r}, the archive. Pass its SHA-256 as a text."
         raise ValueError(msg)
     archive = draft / f"{wanted.name}.archive"
     if not archive.is_file():
@@ -76,10 +120,11 @@ def _get_archive(wanted: Wanted, draft: Path, files: Path) -> list[str]:
     except CheckpointError:
         shutil.rmtree(draft)
         raise
-    return checkpoint_files(path.name for path in files.iterdir())
+    return checkpoint_files(path.name for path in files.iterdir()), right
 
 
-def _get_files(wanted: Wanted, _: Path, files: Path) -> list[str]:
+def _get_files(wanted: Wanted, _: Path, files: Path) -> tuple[list[str], str]:
+    """Names of the files, and nothing for the archive that there is not."""
     address, _, query = wanted.source.partition("?")
     end = f"?{query}" if query else ""
     at = {name: f"{address.rstrip('/')}/{name}{end}" for name in (*_OURS, *_ORIGINAL, _CARD)}
@@ -93,7 +138,7 @@ def _get_files(wanted: Wanted, _: Path, files: Path) -> list[str]:
         if not (files / name).is_file():
             fetch(at[name], files / name, checksum=right.get(name))
     has_card = layout == _OURS and _got(at[_CARD], files / _CARD, right.get(_CARD))
-    return [*layout, _CARD] if has_card else list(layout)
+    return [*layout, *([_CARD] if has_card else [])], ""
 
 
 def _layout(wanted: Wanted, files: Path, at: Mapping[str, str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import IO
 from scanpy_scgpt.io import CheckpointError, checkpoint_files
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz")
-_WEIGHTS = (".safetensors", ".bin", ".pt")
+WEIGHTS = (".safetensors", ".bin", ".pt")
 _LINK = 0o120000  # of the type bits of a file's mode
 _TYPE = 0o170000
 
@@ -61,7 +61,7 @@ def unpack(archive: Path, folder: Path) -> None:
 def _take(archive: Path, members: dict[str, Callable[[], IO[bytes]]], links: list[str], folder: Path) -> None:
     _refuse(archive, list(members), links)
     by_path = {PurePosixPath(name): opened for name, opened in members.items() if not _hidden(name)}
-    homes = sorted({path.parent for path in by_path if path.name.endswith(_WEIGHTS)})
+    homes = sorted({path.parent for path in by_path if path.name.endswith(WEIGHTS)})
     if len(homes) != 1:
         msg = (
             f"{archive.name} has {len(homes)} folders with weights; one checkpoint is expected. Its first files: "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 BUNDLED = ("mini",)
 DRIVE = "https://drive.google.com/drive/folders/"
+ORIGINAL_SHAPE = {"width": 512, "layers": 12}  # of all eight
 ORIGINAL_FILES = ("best_model.pt", "args.json", "vocab.json")
 
 
@@ -48,6 +49,8 @@ class Original:
         As stated at its source.
     tissues
         Pattern of the names of its tissue in the columns of atlases, in lower case; empty for all tissues.
+    n_tokens
+        Length of its vocabulary, None where it is not known for sure.
     mirror
         Where it can be downloaded from by a program.
     """
@@ -57,6 +60,7 @@ class Original:
     drive_id: str
     licence: str = "not stated (repository: MIT)"
     tissues: str = ""
+    n_tokens: int | None = None
     mirror: Mirror | None = field(default=None, repr=False)
 
     @property
@@ -77,6 +81,7 @@ ORIGINALS: Mapping[str, Original] = {
         33_000_000,
         "1oWh_-ZRdhtoGQ2Fw24HP41FgLoomVo-y",
         "MIT (repository)",
+        n_tokens=60_697,
         mirror=WHOLE_HUMAN,
     ),
     "continual": Original(
@@ -115,6 +120,8 @@ def bundled_folder(name: str) -> Path:
 
 def get_line(name: str) -> str:
     """The line that gets an original checkpoint, or says how."""
+    if ORIGINALS[name].mirror is None:
+        return f"by hand: scgpt.models.load({name!r}) says how"
     return f"scgpt.models.download({name!r})"
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scanpy_scgpt._logging import get_logger
-from scanpy_scgpt.io import CheckpointError
+from scanpy_scgpt.io import CheckpointError, checkpoint_files
 
-from . import _catalogue, _hub, _records
-from ._address import from_address
+from . import _archive, _catalogue, _hub, _records
+from ._address import from_address, put_back
 from ._records import Record
 from ._source import Wanted, wanted_of
 
@@ -43,11 +43,11 @@ def download(
         Of a repository: branch, tag or commit. The commit is recorded; it stays until `force=True`.
     checksum
         SHA-256, 64 hexadecimal digits: of the archive, of the weights of a folder, or `{file: digits}`. An address
-        needs one; for repositories the hub's own are checked as well.
+        needs one; for repositories the hub's own are checked as well. What is there already must have it too.
     name
         Name for :func:`load`; by default the name, the repository as given, or the last part of the address.
     force
-        Download again, also what is there.
+        Download again, also what is there. That is replaced last: when something fails, it stays.
     offline
         Do not open any connection; by default only when the environment says so (`HF_HUB_OFFLINE=1`).
 
@@ -58,9 +58,11 @@ def download(
     Raises
     ------
     ValueError
-        When the source is none of these, the checksum is missing or none, or the name means another checkpoint.
+        When the source is none of these, the checksum is missing or none, or the name means another checkpoint. When
+        the source is an original that its drive gives to browsers only; the text says how to get it by hand.
     CheckpointError
-        When what arrives has another checksum, or is no checkpoint. It gets no place then.
+        When what arrives has another checksum, or is no checkpoint; it gets no place then. When what is there already
+        has another checksum than `checksum`, or one that nobody knows.
     ConnectionError
         When the source cannot be reached or refuses, or `offline` and it is not there. The text says how to get it by
         hand.
@@ -82,8 +84,9 @@ def download(
     if _catalogue.is_drive(wanted.source):
         step = _catalogue.manual_step(wanted.name, wanted.source, _records.place_of(wanted.name))
         msg = f"{wanted.name!r} lies on a drive that gives files to browsers only. {step}"
-        raise ConnectionError(msg)
+        raise ValueError(msg)
     with _records.alone(wanted.name):
+        put_back(wanted.name)  # what a call that was killed was about to replace
         if not force and (there := _there(wanted, quiet=True)) is not None:
             return there  # another process was faster
         if _hub.is_repo(wanted.source):
@@ -107,23 +110,40 @@ def _there(wanted: Wanted, *, quiet: bool = False) -> Path | None:
         if not quiet:
             logger.warning("download: %s of %s is damaged and is downloaded again", ", ".join(damaged), wanted.name)
         return None
-    for file, digits in wanted.checksums.items():
-        if file and record.checksums.get(file, digits) != digits:
-            msg = (
-                f"{file} of {wanted.name!r} on this machine has the SHA-256 {record.checksums[file]}, not {digits}. "
-                "Pass force=True to download it again."
-            )
-            raise CheckpointError(msg)
+    _check_sums(wanted, record)
     return Path(record.folder)
 
 
+def _check_sums(wanted: Wanted, record: Record) -> None:
+    """What is there must be what the checksums of the user are of."""
+    for file, digits in wanted.checksums.items():
+        if wanted.archive and file in {"", wanted.archive}:
+            what, found = wanted.archive, record.archive
+        else:
+            what = file or _weights(record)
+            found = record.sum_of(what)
+        if not found:
+            msg = (
+                f"checksum= cannot be compared: of {wanted.name!r} there is no {what} on this machine. "
+                f"scgpt.models.load({wanted.name!r}) uses what is there unchecked, force=True downloads it again."
+            )
+            raise CheckpointError(msg)
+        if found != digits:
+            msg = (
+                f"{what} of {wanted.name!r} on this machine has the SHA-256 {found}, not {digits}. "
+                "Pass force=True to download it again."
+            )
+            raise CheckpointError(msg)
+
+
+def _weights(record: Record) -> str:
+    """Name of the file of weights in the folder of a record."""
+    names = checkpoint_files(path.name for path in Path(record.folder).iterdir())
+    return next(name for name in names if name.endswith(_archive.WEIGHTS))
+
+
 def _from_hub(wanted: Wanted, *, force: bool, offline: bool) -> Path:
-    sums = dict(wanted.checksums)
-    if "" in sums:
-        msg = (
-            "A repository has several files. Say which one the checksum is of: checksum={'weights.safetensors': '...'}."
-        )
-        raise ValueError(msg)
+    sums = {**wanted.pinned, **wanted.checksums}
     former = _records.find(wanted.name)
     force = force or (former is not None and bool(former.damaged()))  # the hub's cache looks at names alone
     folder, commit, found = _hub.from_hub(wanted.source, wanted.revision, sums, force=force, offline=offline)

@@ -11,6 +11,7 @@ from scanpy_scgpt.io import Checkpoint, write_checkpoint
 from ._hub import first_line, hub_of, is_repo
 from ._zoo import load
 
+_SERVER_ERROR, _TOO_MANY = 500, 429
 _TAGS = ("scgpt", "single-cell", "biology", "scanpy")
 
 
@@ -54,7 +55,7 @@ def push(
     ValueError
         When `repo` is not `org/name`, or there is no such model.
     ConnectionError
-        When the hub cannot be reached or refuses.
+        When the hub cannot be reached, or refuses; the text says which.
     """
     if not is_repo(repo):
         msg = f"repo={repo!r}: write 'org/name', such as 'my-lab/my-model'."
@@ -71,9 +72,21 @@ def push(
                 api.create_branch(repo, branch=revision, exist_ok=True)
             done = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=message)
         except (OSError, hub.errors.HTTPError) as error:
-            msg = f"{repo} cannot be written to ({first_line(error)}). Sign in with a token for it: hf auth login."
-            raise ConnectionError(msg) from error
+            raise ConnectionError(_trouble(repo, error)) from error
     return str(done.commit_url)
+
+
+def _trouble(repo: str, error: Exception) -> str:
+    """What stopped a push: no answer, an answer that asks for patience, or one that refuses."""
+    first, response = first_line(error), getattr(error, "response", None)
+    if response is None:
+        return (
+            f"{repo} was not pushed: the hub cannot be reached ({first}). Check the network, the proxy if there is one "
+            "(HTTPS_PROXY) and that HF_HUB_OFFLINE is not set, and repeat the call."
+        )
+    if response is not None and (response.status_code >= _SERVER_ERROR or response.status_code == _TOO_MANY):
+        return f"{repo} was not pushed: the hub has trouble of its own ({first}). Repeat the call later."
+    return f"{repo} cannot be written to ({first}). Sign in with a token for it: hf auth login."
 
 
 def page(checkpoint: Checkpoint, *, licence: str) -> str:

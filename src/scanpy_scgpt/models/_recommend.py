@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ from scanpy_scgpt.tokenizer import GeneVocab, match_genes
 
 from . import _records
 from ._catalogue import BUNDLED, ORIGINALS, bundled_folder, get_line
-from ._zoo import available
+from ._zoo import info_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +27,7 @@ _CANCER, _WHOLE, _CONTINUAL = "pan-cancer", "whole-human", "continual"
 _MOST = 0.5  # share of the cells that must be of a tissue
 _SAME_SPECIES = 0.2  # share of the genes that a human vocabulary has of human data, at the least
 _MANY_CELLS = 100_000
+_UNKNOWN = "unknown"  # tissue of cells whose files name none
 
 
 def recommend(adata: AnnData, *, tissue_key: str | None = None, gene_symbols: str | None = None) -> pd.DataFrame:
@@ -101,8 +103,17 @@ def _how(name: str, shares: dict[str, float]) -> str:
 
 
 def _bundled_reason() -> str:
-    cells = available().loc[BUNDLED[0], "cells"]
-    return f"in the package, for trying out: a small network, trained on {cells:,} cells, most of them blood"
+    return f"in the package, for trying out: a small network, {_training(info_of(bundled_folder(BUNDLED[0])))}"
+
+
+def _training(info: Mapping[str, Any]) -> str:
+    """What a model of this package was trained on, as far as its record says."""
+    text = f"trained on {info['n_training_cells']:,} cells"
+    if info.get("studies"):
+        text += f" of {len(info['studies']):,} studies"
+    tissues = {name: n for name, n in info.get("tissues", {}).items() if name != _UNKNOWN}
+    top = max(tissues, key=tissues.__getitem__, default="")
+    return f"{text}, most of them {top}" if tissues.get(top, 0) > _MOST * info["n_cells"] else text
 
 
 def _gene_shares(adata: AnnData, gene_symbols: str | None) -> dict[str, float]:

@@ -34,6 +34,8 @@ class Record:
         Where it was downloaded from, and the commit for a hub.
     checksums
         SHA-256 of each file as it was downloaded.
+    archive
+        SHA-256 of the archive that they came in; empty for files that came one by one.
     n_heads, vocab
         What a mirror lacks; see :func:`scanpy_scgpt.io.read_checkpoint`.
     """
@@ -45,11 +47,17 @@ class Record:
     checksums: Mapping[str, str] = field(default_factory=dict)
     n_heads: int | None = None
     vocab: str | None = None
+    archive: str = ""
 
     @property
     def is_there(self) -> bool:
         """Whether the folder exists."""
         return Path(self.folder).is_dir()
+
+    def sum_of(self, file: str) -> str:
+        """SHA-256 of a file of the folder, the recorded one if there is one; empty without such a file."""
+        path = Path(self.folder) / file
+        return self.checksums.get(file) or (sha256(path) if path.is_file() else "")
 
     def damaged(self) -> list[str]:
         """Names of files that are missing or whose SHA-256 is not the recorded one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from . import _archive, _catalogue, _hub, _records
@@ -15,12 +15,31 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to get: address or repository, and the name that it shall have."""
+    """What to get: address or repository, and the name that it shall have.
+
+    Attributes
+    ----------
+    name
+        For :func:`load`.
+    source, revision
+        Address or repository, and what is wanted of a repository.
+    checksums
+        SHA-256 as the user gave them, by file; `""` for the archive or the weights.
+    pinned
+        Those that this release knows of the source.
+    """
 
     name: str
     source: str
     revision: str | None
-    checksums: Mapping[str, str]  # by file; "" for the archive or the weights
+    checksums: Mapping[str, str]
+    pinned: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def archive(self) -> str:
+        """File name of the archive that the address is of; empty where it is of none."""
+        last = urlsplit(self.source).path.rpartition("/")[2]
+        return last if _archive.is_archive(last) and not _hub.is_repo(self.source) else ""
 
     @property
     def label(self) -> str:
@@ -41,17 +60,15 @@ def wanted_of(source: str, revision: str | None, checksum: str | Mapping[str, st
         mirror = _catalogue.ORIGINALS[source].mirror
         if mirror is None:
             return Wanted(name or source, _catalogue.ORIGINALS[source].address, None, sums)
-        pinned = revision in {None, mirror.revision}
-        return Wanted(
-            name or source, mirror.repo, revision or mirror.revision, {**(mirror.checksums if pinned else {}), **sums}
-        )
+        pinned = mirror.checksums if revision in {None, mirror.revision} else {}
+        return Wanted(name or source, mirror.repo, revision or mirror.revision, _by_file(sums), pinned)
     repo, _, at = source.partition("@")
     if _hub.is_repo(repo):
         if revision is not None and at and at != revision:
             msg = f"{source!r} names the revision {at!r}, and revision={revision!r} is given too. Leave one out."
             raise ValueError(msg)
         at = revision or at
-        return Wanted(name or (f"{repo}@{at}" if at else repo), repo, at or None, sums)
+        return Wanted(name or (f"{repo}@{at}" if at else repo), repo, at or None, _by_file(sums))
     return _of_address(source, revision, sums, name)
 
 
@@ -80,6 +97,16 @@ def _of_address(source: str, revision: str | None, sums: Mapping[str, str], name
         name = next((last[: -len(end)] for end in _archive.SUFFIXES if last.lower().endswith(end)), last)
         _records.check_name(name)
     return Wanted(name, source, None, sums)
+
+
+def _by_file(sums: Mapping[str, str]) -> Mapping[str, str]:
+    """Checksums of a repository; one without the name of a file is of nothing."""
+    if "" in sums:
+        msg = (
+            "A repository has several files. Say which one the checksum is of: checksum={'weights.safetensors': '...'}."
+        )
+        raise ValueError(msg)
+    return sums
 
 
 def _checksums(checksum: str | Mapping[str, str] | None) -> dict[str, str]:

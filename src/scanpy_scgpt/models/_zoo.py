@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from scanpy_scgpt.io import Checkpoint, checkpoint_files, read_checkpoint
 from scanpy_scgpt.module import initial_weights
 
 from . import _records
-from ._catalogue import BUNDLED, ORIGINAL_FILES, ORIGINALS, bundled_folder, get_line, manual_step
+from ._catalogue import (
+    BUNDLED,
+    ORIGINAL_FILES,
+    ORIGINAL_SHAPE,
+    ORIGINALS,
+    bundled_folder,
+    get_line,
+    manual_step,
+)
 from ._hub import is_repo
 from ._records import Record
 
@@ -44,7 +53,9 @@ def available() -> pd.DataFrame:
     `path`
         Folder on this machine, None without one.
     `how`
-        The line that loads it, or gets it.
+        The line that loads it, or gets it, or says how to get it by hand.
+
+    A folder with the name of an original is described as that original, unless its own settings say otherwise.
     """
     rows = {name: _row("bundled", bundled_folder(name), how=_load_line(name)) for name in BUNDLED}
     for name, record in _records.known().items():
@@ -52,7 +63,8 @@ def available() -> pd.DataFrame:
     for name, original in ORIGINALS.items():
         facts = {"trained_on": original.trained_on, "cells": original.cells, "licence": original.licence}
         if name in rows:
-            rows[name].update({**facts, "source": rows[name]["source"] or original.address})
+            if not _is_of_its_own(Path(rows[name]["path"])):
+                rows[name].update({**facts, "source": rows[name]["source"] or original.address})
             continue
         mirror = original.mirror
         size = None if mirror is None else mirror.size
@@ -70,16 +82,28 @@ def _source(record: Record) -> str:
     return f"{record.source.partition('@')[0]}@{record.revision}" if record.revision else record.source
 
 
+def info_of(folder: Path) -> Mapping[str, Any]:
+    """What the settings of a folder in our format say about its training; empty where there is nothing to read."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # no folder of ours, or damaged: load says so
+    info = content.get("info", {}) if isinstance(content, dict) else {}
+    return info if isinstance(info, Mapping) else {}
+
+
+def _is_of_its_own(folder: Path) -> bool:
+    """Whether a folder with the name of an original says that it is something else: our format, trained by itself."""
+    info = info_of(folder)
+    converted = info.get("legacy_generation") and not info.get("n_training_cells")
+    return not converted and (folder / "weights.safetensors").is_file() and (folder / "config.json").is_file()
+
+
 def _row(kind: str, folder: Path, *, how: str, source: str = "") -> dict[str, Any]:
     """What a folder tells about itself without reading its weights."""
-    info, size = {}, None
-    try:
+    info, size = info_of(folder), None
+    with suppress(OSError, ValueError):  # no checkpoint: load says so
         size = sum((folder / name).stat().st_size for name in checkpoint_files(p.name for p in folder.iterdir()))
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        info = content.get("info", {}) if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        pass  # no folder of ours, or damaged: load says so
-    info = info if isinstance(info, Mapping) else {}
     studies = info.get("studies", ())
     return {
         "kind": kind,
@@ -171,7 +195,7 @@ def register(
     Parameters
     ----------
     name
-        The name; that of an original for its folder, or a new one.
+        The name; that of an original for its folder and no other, or a new one.
     folder
         Checkpoint in any layout that :func:`scanpy_scgpt.io.read_checkpoint` reads. It stays where it is.
     n_heads, vocab
@@ -186,7 +210,7 @@ def register(
     Raises
     ------
     ValueError
-        When the name is taken, or cannot be one.
+        When the name is taken, or cannot be one; or is that of an original, and the folder is not of its shape.
     FileNotFoundError
         When there is no such folder.
     CheckpointError
@@ -202,8 +226,26 @@ def register(
         raise ValueError(msg)
     vocab_path = None if vocab is None else str(Path(vocab).expanduser().resolve())
     checkpoint = read_checkpoint(path, n_heads=n_heads, vocab=vocab_path)
+    if name in ORIGINALS:
+        _check_original(name, checkpoint, path)
     _records.write(name, Record("registered", str(path), n_heads=n_heads, vocab=vocab_path))
     return replace(checkpoint, name=name)
+
+
+def _check_original(name: str, checkpoint: Checkpoint, folder: Path) -> None:
+    """What is shown about an original must not be said of another model."""
+    shape, n_tokens = checkpoint.transformer, ORIGINALS[name].n_tokens
+    found = {"width": shape.d_model, "layers": shape.n_layers, "tokens": shape.n_tokens}
+    right = {**ORIGINAL_SHAPE, "tokens": n_tokens or shape.n_tokens}
+    faults = [f"{key} {found[key]:,}, not {right[key]:,}" for key in right if found[key] != right[key]]
+    if not checkpoint.info.get("legacy_generation"):
+        faults.append("it was not made from a folder of the original release")
+    if faults:
+        msg = (
+            f"{folder} is not {name!r}, an original: {'; '.join(faults)}. Choose another name: "
+            f"scgpt.models.register({f'my-{name}'!r}, {str(folder)!r})."
+        )
+        raise ValueError(msg)
 
 
 def unregister(name: str) -> None:
@@ -249,5 +291,5 @@ def untrained(model: str | os.PathLike[str] | Checkpoint | None = None, *, rng: 
     checkpoint = load(model)
     weights = initial_weights(checkpoint.transformer, seed=rng)
     name = f"untrained {checkpoint.name}"
-    info = {key: value for key, value in checkpoint.info.items() if key == "pooling"}
+    info = {key: value for key, value in checkpoint.info.items() if key in {"pooling", "legacy_generation"}}
     return replace(checkpoint, name=name, weights=weights, digest="", card="", info=info, ignored={})

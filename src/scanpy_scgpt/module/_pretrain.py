@@ -81,6 +81,7 @@ class PretrainModule(nn.Module):
         self.expression_head = ExpressionHead(d_model=config.d_model)
         self.cell_to_gene_head = CellToGeneHead(d_model=config.d_model)
         self.distribution_head = ValueDistributionHead(config.d_model, config.n_bins) if distribution else None
+        self.transformer.encoder.unknown.requires_grad_(task != "pcpt")  # no term of that task depends on it
         self.task, self.contrast, self.weights = task, contrast, dict(weights or {})
         self.pooling = pooling
         self.prompting = True

@@ -168,6 +168,11 @@ def _only(asked: Asked, cells: np.ndarray) -> Asked:
     return asked._replace(**{name: getattr(asked, name)[kept] for name in ("cells", "genes", "targets", "weights")})
 
 
+def ridge_steps(training: GenerativeBatches) -> int:
+    """Steps of training cells that the regression learns from."""
+    return max(min(training.order.steps, _RIDGE_CELLS // training.order.batch_size), 1)
+
+
 def baseline_errors(
     training: GenerativeBatches, held: GenerativeBatches, *, n_steps: int, means: DigitMeans
 ) -> dict[str, float]:
@@ -188,8 +193,7 @@ def baseline_errors(
         Mean digits of the training cells.
     """
     asked = asked_of(held, n_steps, means)
-    most = max(min(training.order.steps, _RIDGE_CELLS // training.order.batch_size), 1)
-    ridge = Ridge(asked_of(training, most, means))
+    ridge = Ridge(asked_of(training, ridge_steps(training), means))
     return {
         "mean_digit": asked.error(means.overall - means.of_gene[asked.genes]),
         "gene_mean": asked.error(0.0),

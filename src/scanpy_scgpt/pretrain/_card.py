@@ -35,6 +35,7 @@ def model_card(name: str, info: Mapping[str, Any], *, vocab: GeneVocab, n_parame
         f"A scGPT transformer ({shape}, {n_parameters / 1e6:.2f} million parameters, {len(vocab.genes):,} genes) "
         f"pretrained with\nscanpy-scgpt {info['version']} on {info['n_training_cells']:,} cells; "
         f"{info['n_validation_cells']:,} were held out.",
+        _repeats(info["n_repeated_cells"]),
         _uses(info),
         "## Training data",
         _data(info),
@@ -51,6 +52,12 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         value = [f"{key} {entry}" for key, entry in value.items()]
     return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+
+def _repeats(n: int | None) -> str:
+    if n is None:
+        return "Whether training cells have the counts of held-out cells is not known: the token store does not tell."
+    return f"{n:,} cells with the counts of a training cell were neither trained on nor held out." if n else ""
 
 
 def _uses(info: Mapping[str, Any]) -> str:
@@ -83,7 +90,7 @@ def _data(info: Mapping[str, Any]) -> str:
 
 
 def _errors(info: Mapping[str, Any]) -> str:
-    settings, errors, losses = info["settings"], info["errors"], info["losses"]
+    settings, errors, losses, compared = (info[key] for key in ("settings", "errors", "losses", "compared_cells"))
     first = next(iter(errors.values()))
     rows = [
         [_TEXTS[name], *(f"{found[name]:.1f}" for found in errors.values())]
@@ -94,7 +101,9 @@ def _errors(info: Mapping[str, Any]) -> str:
     text = (
         f"Mean squared errors of unknown genes on the scale of the {settings['n_bins']} bins, ties "
         f'"{settings["ties"]}", by the share of\nunknown genes. The last three rows are predictors without a network, '
-        "on the same genes of the same cells."
+        "on the same genes of the same cells. "
+        f"From {compared['held_out']:,} of the {info['n_validation_cells']:,} held-out cells;\nthe ridge regression "
+        f"learned from {compared['ridge']:,} of the {info['n_training_cells']:,} training cells."
     )
     others = [
         f"- {text}: {losses[f'{key}_validation']:.2f}" for key, text in _OTHERS.items() if f"{key}_validation" in losses

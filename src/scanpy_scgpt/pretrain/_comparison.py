@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as lp
+import numpy as np
 
 from scanpy_scgpt.data import GenerativeBatches
 from scanpy_scgpt.train import TrainingPlan
 
-from ._baselines import baseline_errors, digit_means
+from ._baselines import baseline_errors, digit_means, ridge_steps
 from ._loop import VALIDATION_STEPS, validated
 
 NETWORK = ("gep", "masked_gep", "gepc", "masked_gepc", "prompt")  # errors on the scale of the bins
@@ -46,7 +47,7 @@ def add_rivals(
     rng
         Seed of the training cells that are looked at.
     """
-    training = shown.plainly(batch_size=min(_RIDGE_BATCH, len(shown.order.cells)))
+    training = _plainly(shown)
     means = digit_means(training, rng=rng)
     return {
         ratio: {
@@ -57,6 +58,20 @@ def add_rivals(
         }
         for ratio, network in errors.items()
     }
+
+
+def compared_cells(shown: GenerativeBatches, held: GenerativeBatches) -> dict[str, int]:
+    """How many cells the errors are of: `held_out` cells that are asked about, training cells behind the `ridge`."""
+    training = _plainly(shown)
+    cells = {
+        "held_out": [held.order.step(step) for step in range(VALIDATION_STEPS)],
+        "ridge": [training.order.step(step) for step in range(ridge_steps(training))],
+    }
+    return {name: len(np.unique(np.concatenate(steps))) for name, steps in cells.items()}
+
+
+def _plainly(shown: GenerativeBatches) -> GenerativeBatches:
+    return shown.plainly(batch_size=min(_RIDGE_BATCH, len(shown.order.cells)))
 
 
 def wins(errors: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str, float]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from scanpy_scgpt._types import Pooling, Ties
@@ -60,7 +60,7 @@ class PretrainConfig:
     ratios
         Shares of unknown genes, one drawn per step.
     prompt_after
-        Step from which the pass from the cell vector is trained too; None leaves it out.
+        Step from which the pass from the cell vector is trained too; None, or a step after the last one, leaves it out.
     weights
         Weight of the terms `gep`, `gepc`, `prompt`, `masked_gep`, `masked_gepc`, `distribution`, `contrast`; 1 where
         none is given. The squared errors are in bins squared, some fifty times the size of the other two.
@@ -80,7 +80,7 @@ class PretrainConfig:
     validation_share
         Share of cells held out.
     validation_by
-        `"cell"` holds out single cells; `"study"` whole studies, until the share is reached.
+        `"cell"` holds out single cells; `"study"` whole studies, until about the share is reached.
     validation_studies
         Names of the studies to hold out, with `validation_by="study"`; empty draws them.
     precision
@@ -136,6 +136,18 @@ class PretrainConfig:
             )
             raise ValueError(msg)
 
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Names of settings are fields of this class.
+
+        Raises
+        ------
+        ValueError
+            For the first unknown one, with the nearest that there is.
+        """
+        for name in names:
+            check_one_of(name, [item.name for item in fields(cls)], name="a setting of pretraining")
+
     def _near_width(self) -> int:
         return max(round(self.d_model / self.n_heads), 1) * self.n_heads
 
@@ -168,6 +180,9 @@ class PretrainConfig:
         check_one_of(self.precision, _PRECISIONS, name="precision")
         for name in ("quiet_start", "distribution", "contrast"):
             check_one_of(getattr(self, name), (True, False), name=name)
+        if not isinstance(self.weights, Mapping):
+            msg = f"weights={self.weights!r}: name the terms, as in weights={{'gep': 1.0, 'contrast': 20.0}}."
+            raise ValueError(msg)
         for name, weight in self.weights.items():
             check_one_of(name, TERMS, name="a key of weights")
             if not _between(0, math.inf, lowest=True)(weight):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -59,8 +60,9 @@ class Corpus:
             Seed of the choice.
         by
             `"cell"`: the side of a cell depends on its name and the seed alone. `"study"`: whole studies are held out,
-            in an order that depends on their names and the seed, until the share is reached; studies that would leave
-            less than half of the cells for training stay, and where all would, the smallest one is held out.
+            in an order that depends on their names and the seed, until the share is reached; studies that would make
+            it more than twice the share, or leave less than half of the cells for training, stay. Where that holds out
+            less than half of the share, the smallest of the studies that are left is held out too.
         studies
             Studies to hold out, whatever `share` and `by` say.
 
@@ -80,11 +82,21 @@ class Corpus:
         else:
             bound = np.uint64(int(share * 2**64))
             held = np.concatenate([cell_keys(names, seed=rng, purpose="validation") < bound for names in self.names])
+        return np.flatnonzero(~held & self._enough), np.flatnonzero(held & self._enough)
+
+    @property
+    def n_unused(self) -> int:
+        """Number of cells of fewer than two genes, of which none can be asked for."""
+        return int((~self._enough).sum())
+
+    @cached_property
+    def _enough(self) -> np.ndarray:
+        """Cells with two or more genes, bool, shape `(n_cells,)`."""
         enough = np.empty(len(self.tokens), dtype=bool)
         for start in range(0, len(enough), _POINTERS):
             stop = min(start + _POINTERS, len(enough))
             enough[start:stop] = self.tokens.lengths_of(np.arange(start, stop)) > 1
-        return np.flatnonzero(~held & enough), np.flatnonzero(held & enough)
+        return enough
 
     def _known(self, studies: Sequence[str]) -> np.ndarray:
         """Codes of studies that were named."""
@@ -108,12 +120,14 @@ class Corpus:
             )
             raise ValueError(msg)
         sizes = np.bincount(self.study.codes, minlength=len(there))
-        wanted, most, n, chosen = share * sizes.sum(), sizes.sum() / 2, 0, []
+        wanted, half, n, chosen = share * sizes.sum(), sizes.sum() / 2, 0, []
         for study in np.argsort(cell_keys(there, seed=rng, purpose="validation")).tolist():
-            if n < wanted and n + sizes[study] <= most:
+            if n < wanted and n + sizes[study] <= min(2 * wanted, half):
                 chosen.append(study)
                 n += sizes[study]
-        return chosen or [int(sizes.argmin())]
+        left = np.setdiff1d(np.arange(len(there)), chosen)
+        smallest = int(left[sizes[left].argmin()])  # there is one: half of the cells are left
+        return [*chosen, smallest] if n < wanted / 2 and n + sizes[smallest] <= half else chosen
 
 
 @dataclass(frozen=True)

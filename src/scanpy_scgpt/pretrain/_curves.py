@@ -18,13 +18,14 @@ SPEED = ("cells_per_second", "tokens_per_second", "data_wait")  # the columns th
 _NAMES = ("tensorboard", "wandb")
 
 
-def loggers_of(given: Sequence[str | Logger], out: Path, *, name: str) -> list[Logger]:
+def loggers_of(given: str | Logger | Sequence[str | Logger], out: Path, *, name: str) -> list[Logger]:
     """`metrics.csv` in `out`, and the loggers that were asked for.
 
     Parameters
     ----------
     given
-        `"tensorboard"` (files in `out/tensorboard`), `"wandb"` (project "scanpy-scgpt"), or loggers of Lightning.
+        `"tensorboard"` (files in `out/tensorboard`), `"wandb"` (project "scanpy-scgpt"), or a logger of Lightning; or
+        several of them.
     out
         Folder of the run.
     name
@@ -37,6 +38,7 @@ def loggers_of(given: Sequence[str | Logger], out: Path, *, name: str) -> list[L
     ValueError
         For an unknown name.
     """
+    given = [given] if isinstance(given, str | Logger) else given
     return [CSVLogger(out, name="", version=""), *(_logger(each, out, name) for each in given)]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._validate import file_paths
 from scanpy_scgpt.data import GenerativeBatches
 from scanpy_scgpt.disk import TokenStore, store_in
@@ -16,9 +18,11 @@ from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
 from ._config import PretrainConfig
 from ._corpus import Corpus
 from ._prepare import prepare
+from ._reader import COUNT_KEY
 from ._sources import Data
 from ._start import require_extension
 
+logger = get_logger(__name__)
 CORPUS = "corpus.tokens"  # folder in that of the run
 
 
@@ -72,9 +76,10 @@ def store_of(
     if len(paths) > 1:
         msg = f"{stores[0]} is a token store: give it alone. pretrain.prepare([...], out) puts several files into one."
         raise ValueError(msg)
-    if preparing.get("filters") is not None:
-        msg = f"filters={preparing['filters']!r}: {stores[0]} is a token store, whose cells were chosen. Leave it out."
-        raise ValueError(msg)
+    for name, default in (("filters", None), ("duplicates", "report"), ("on_error", "raise")):
+        if (given := preparing.get(name, default)) != default:
+            msg = f"{name}={given!r}: {stores[0]} is a token store, whose cells were chosen. Leave it out."
+            raise ValueError(msg)
     store = TokenStore(stores[0])
     if parent is not None:
         require_extension(store.vocab, parent)
@@ -90,25 +95,84 @@ def store_of(
     return store
 
 
-def split(corpus: Corpus, config: PretrainConfig, *, rng: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of training and validation cells; there are some of both."""
+class Split(NamedTuple):
+    """Positions of `training` and `validation` cells, int64, ascending.
+
+    `repeated`: number of cells in neither because a training cell has their counts; None where that is not known.
+    """
+
+    training: np.ndarray
+    validation: np.ndarray
+    repeated: int | None
+
+
+def split(corpus: Corpus, config: PretrainConfig, *, rng: int) -> Split:
+    """Training and validation cells; there are some of both.
+
+    A cell that would be held out while a training cell has its counts is in neither: the network has seen what it would
+    be asked. Which cells train does not depend on that.
+    """
     training, validation = corpus.split(
         share=config.validation_share, rng=rng, by=config.validation_by, studies=config.validation_studies
     )
+    repeats = _repeats(corpus.tokens, training, validation)
+    found = Split(training, validation, None)
+    if repeats is not None:
+        found = Split(training, validation[~repeats], int(repeats.sum()))
+    _require_both(corpus, config, found)
+    share = len(found.validation) / (len(training) + len(found.validation))
+    logger.info(
+        "pretraining: %s cells train, %s are held out (%.1f %%; validation_share=%s)",
+        f"{len(training):,}", f"{len(found.validation):,}", 100 * share, config.validation_share,
+    )  # fmt: skip
+    if corpus.n_unused:
+        text = "pretraining: %s cells have fewer than two genes of the vocabulary and are on neither side"
+        logger.warning(text, f"{corpus.n_unused:,}")
+    if found.repeated:
+        text = "pretraining: %s cells are neither trained on nor held out: training cells have the same counts"
+        logger.info(text, f"{found.repeated:,}")
+    return found
+
+
+def _repeats(store: TokenStore, training: np.ndarray, validation: np.ndarray) -> np.ndarray | None:
+    """Which validation cells have the counts of a training cell, bool; None where a store does not tell.
+
+    Cells of few genes, whose key is 0, may be equal by chance and do not count.
+    """
+    if COUNT_KEY not in store.columns:
+        return None
+    keys, which = np.unique(np.concatenate(list(_keys(store, validation))), return_inverse=True)
+    found = np.zeros(len(keys), dtype=bool)
+    for shown in _keys(store, training):
+        found |= np.isin(keys, shown)
+    return (found & (keys > 0))[which]
+
+
+def _keys(store: TokenStore, cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Keys of the counts of some cells (ascending positions), of one shard after the other."""
+    starts = store.shard_starts
+    first = np.searchsorted(cells, starts)
+    for i, keys in enumerate(store.shard_columns(COUNT_KEY)):
+        yield keys[cells[first[i] : first[i + 1]] - starts[i]]
+
+
+def _require_both(corpus: Corpus, config: PretrainConfig, found: Split) -> None:
+    training, validation, repeated = found
     if len(training) and len(validation):
-        return training, validation
-    usable, part = len(training) + len(validation), "validation" if len(training) else "training"
-    found = (
+        return
+    usable, part = len(training) + len(validation) + (repeated or 0), "validation" if len(training) else "training"
+    equal = f" ({repeated:,} that have the counts of a training cell are in neither)" if repeated else ""
+    what = (
         f"{len(corpus.tokens):,} cells in the files, {usable:,} of them with two or more genes of the vocabulary; "
         f"validation_share={config.validation_share} leaves {len(training):,} for training and {len(validation):,} for "
-        f"validation: no {part} cells."
+        f"validation{equal}: no {part} cells."
     )
     fix = (
         "Give more cells, or change validation_share or rng."
         if usable > 1
         else "Give more cells, or a vocabulary with the names of their genes (pretrain.build_vocab makes one)."
     )
-    msg = f"{found} {fix}"
+    msg = f"{what} {fix}"
     raise ValueError(msg)
 
 

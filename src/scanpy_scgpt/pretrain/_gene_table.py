@@ -16,6 +16,8 @@ GeneTableStart = Literal["random", "coexpression", "knowledge", "both"]
 GENE_TABLES: tuple[GeneTableStart, ...] = ("random", "coexpression", "knowledge", "both")
 _FEWEST_KNOWN = 0.05  # share of the genes of a vocabulary
 _RIDGE = 0.1  # penalty as a share of the sum of squares of a feature
+_EVEN = 0.25  # power of a singular value that its factor keeps: 1 is plain co-expression, 0 makes all factors alike
+_NOISE = 0.1  # what a factor keeps that is no stronger than independent genes would give
 
 
 class _Block(NamedTuple):
@@ -88,9 +90,11 @@ def coexpression_table(
     """Gene vectors that are alike for genes that are expressed together.
 
     The digits of the cells are centred per gene within each group (study), divided by the square root of the standard
-    deviation of the gene and factorised (truncated SVD). All factors count alike, whatever their singular value: the
-    strong ones are few and tell lineages apart, the weak ones tell their subsets. A random rotation spreads the factors over the channels and leaves the mean over the
-    channels, which the layer norm behind the table removes, out of use.
+    deviation of the gene and factorised (truncated SVD). Factors count nearly alike (the fourth root of their singular
+    value): the strong ones are few and tell lineages apart, the weak ones tell their subsets. Factors that are no
+    stronger than independent genes would give (the edge of Marchenko and Pastur) count little. A random rotation
+    spreads the factors over the channels and leaves the mean over the channels, which the layer norm behind the table
+    removes, out of use.
 
     Parameters
     ----------
@@ -128,9 +132,11 @@ def _coexpression(tokens: Tokens, groups: np.ndarray, *, n_tokens: int, width: i
         dtype=np.float32,
     )
     k = min(width, min(shape) - 1)
-    _, _, loadings = svds(operator, k=k, v0=rng.standard_normal(min(shape)), random_state=rng)
+    _, strength, loadings = svds(operator, k=k, v0=rng.standard_normal(min(shape)), random_state=rng)
     known = scale > 0
-    return _Block(loadings.T * known[:, None], known)
+    noise = np.sqrt((variance * scale**2).sum() / known.sum()) * (np.sqrt(len(tokens)) + np.sqrt(known.sum()))
+    weights = strength**_EVEN * np.where(strength > noise, 1, _NOISE)
+    return _Block((loadings * weights[:, None]).T * known[:, None], known)
 
 
 def _knowledge(vocab: GeneVocab, *, width: int, kind: str) -> _Block:

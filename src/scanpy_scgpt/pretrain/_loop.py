@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,10 +32,11 @@ _PREFIX = "module."  # of the names in a checkpoint of Lightning
 
 
 class _PromptAfter(lp.Callback):
-    """Switch the pass from the cell vector on after some steps, None: never; validation has it before."""
+    """Switch the pass from the cell vector on after some steps; validation has it before, if it is trained at all."""
 
-    def __init__(self, step: int | None) -> None:
-        self.step = math.inf if step is None else step
+    def __init__(self, config: PretrainConfig) -> None:
+        step = config.prompt_after
+        self.step = math.inf if step is None or step >= config.max_steps else step
 
     def on_train_batch_start(self, trainer: lp.Trainer, plan: TrainingPlan, *_: Any) -> None:
         plan.module.prompting = trainer.global_step >= self.step
@@ -41,6 +45,26 @@ class _PromptAfter(lp.Callback):
 
     def on_validation_start(self, _trainer: lp.Trainer, plan: TrainingPlan) -> None:
         plan.module.prompting = self.step < math.inf
+
+
+class Clock(lp.Callback):
+    """Seconds that a run took, over all calls that it went on in; those that a kill cost are not counted."""
+
+    def __init__(self) -> None:
+        self.earlier, self.started = 0.0, time.time()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return self.earlier + time.time() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint says."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Count on from a checkpoint."""
+        self.earlier = state_dict["seconds"]
 
 
 class _Steps(lp.LightningDataModule):
@@ -66,17 +90,45 @@ def trainer_of(
     config: PretrainConfig,
     *,
     loggers: Sequence[Logger],
+    clock: Clock,
     accelerator: str,
     devices: int | str | list[int],
     strategy: str | Strategy,
     num_nodes: int,
 ) -> lp.Trainer:
-    """The trainer of a run; nothing is written yet."""
+    """The trainer of a run; nothing is written yet.
+
+    Raises
+    ------
+    ValueError
+        When Lightning cannot use what is asked for; the text says what is there.
+    """
+    where = {"accelerator": accelerator, "devices": devices, "strategy": strategy, "num_nodes": num_nodes}
+    with _on_this_machine(where):
+        return _trainer(out, config, loggers, clock, where)
+
+
+@contextmanager
+def _on_this_machine(where: Mapping[str, Any]) -> Iterator[None]:
+    """What Lightning says about accelerators and devices, with what was asked for and what is there."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        asked = ", ".join(f"{name}={value!r}" for name, value in where.items())
+        there = [f"{torch.cuda.device_count()} CUDA devices", f"{os.cpu_count()} CPU cores"]
+        there += ["MPS"] if torch.backends.mps.is_available() else []
+        msg = (
+            f"No trainer for {asked}: {str(error).strip().rstrip('.')}. This machine has {', '.join(there)}. Use "
+            "accelerator='auto' and devices=1, or a number of devices that are there."
+        )
+        raise ValueError(msg) from error
+
+
+def _trainer(
+    out: Path, config: PretrainConfig, loggers: Sequence[Logger], clock: Clock, where: Mapping[str, Any]
+) -> lp.Trainer:
     return lp.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
-        num_nodes=num_nodes,
+        **where,
         precision=config.precision,
         max_steps=config.max_steps,
         logger=list(loggers),
@@ -91,7 +143,8 @@ def trainer_of(
                 save_on_train_epoch_end=True,
                 enable_version_counter=False,
             ),
-            _PromptAfter(config.prompt_after),
+            _PromptAfter(config),
+            clock,
         ],
         enable_progress_bar=settings.progress_bar,
         enable_model_summary=False,

@@ -15,6 +15,8 @@ from scanpy_scgpt._progress import track
 from scanpy_scgpt.disk import TokenStore, TokenStoreWriter, store_in
 from scanpy_scgpt.tokenizer import GeneVocab, Tokenizer, TokenizerConfig
 
+from ._census import CensusQuery
+from ._columns import Columns
 from ._filters import QualityFilters
 from ._reader import COUNT_KEY, Reader, nothing
 from ._repeats import Seen, shared_names
@@ -31,6 +33,7 @@ OnError = Literal["raise", "skip"]
 _FORMAT = 1  # of the stores: another number, and those of before are made anew
 _SHARD = 2**14  # cells that a kill can cost
 _SHOWN = 4  # differences to another call that are named
+_REPLACE = "replace it: overwrite=True of prepare, resume=False of run"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Preparation:
             more = f"; and {len(differs) - _SHOWN} more" if len(differs) > _SHOWN else ""
             msg = (
                 f"{self.out} holds the store of another call, which differs in {'; '.join(differs[:_SHOWN])}{more}. "
-                "Choose another folder, delete it, or pass overwrite=True."
+                f"Choose another folder, or {_REPLACE}."
             )
             raise ValueError(msg)
         if differs or not there.complete:
@@ -116,14 +119,17 @@ class Preparation:
 
     def _look_at_all(self, skipped: dict[str, str] | None) -> int:
         """Open every file, so that a mistake shows before hours of work; gives the number of cells."""
-        total = 0
+        total, columns = 0, Columns({"study_key": self.study_key, "tissue_key": self.tissue_key})
         for place in self.places:
             with reading(place, skipped):
                 source = place.open(self.layer)
                 if self.vocab is not None:
-                    source.match(self.vocab, self.gene_symbols)
+                    source.require_genes(self.vocab, self.gene_symbols)
                 total += source.counts.n_obs
+                if not isinstance(place.item, CensusQuery):  # it names its own
+                    columns.add(place.label, source.cells.obs_columns)
                 source.close()
+        columns.check()
         return total
 
     def _vocabulary(self, skipped: dict[str, str] | None) -> GeneVocab:
@@ -172,6 +178,9 @@ class Preparation:
                 writer.write(key, *block[:3], notes=block.notes)
             written.append(key)
             advance(stop - start)
+        if reader and not reader.source.counts.n_obs and not writer.has(f"{number}-0"):
+            block = reader.empty()
+            writer.write(f"{number}-0", *block[:3], notes=block.notes)
         if place.label in (skipped or ()):
             for key in written:
                 writer.remove(key)
@@ -208,7 +217,7 @@ def _recall(shard: Shard, reader: Reader, seen: Seen, number: int) -> None:
     if shard.record.notes["state"] != reader.source.state:
         msg = (
             f"{reader.place.label} has other cells than when the store was begun (an atlas release that moves on?). "
-            "Name the release (census_version='2025-01-30'), and delete the unfinished store or pass overwrite=True."
+            f"Name the release (census_version='2025-01-30'), and delete the unfinished store or {_REPLACE}."
         )
         raise ValueError(msg)
     seen.first(shard.column(COUNT_KEY), number)

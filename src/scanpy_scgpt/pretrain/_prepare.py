@@ -10,6 +10,7 @@ from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.disk import TokenStore, alone_with
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
 
+from ._arguments import check_kinds
 from ._filters import QualityFilters
 from ._preparation import Duplicates, OnError, Preparation
 from ._sources import Data, places_of
@@ -58,8 +59,8 @@ def prepare(
     filters
         Limits that a cell must keep; none by default.
     study_key, tissue_key
-        Columns of `obs` with the study and the tissue of a cell. Without them the study is the name of the file and the
-        tissue is `"unknown"`. A query names its own.
+        Columns of `obs` with the study and the tissue of a cell. Without them the study is the name of the file, or of
+        the collection that it is a part of, and the tissue is `"unknown"`. A query names its own.
     duplicates
         Cells whose counts equal those of an earlier cell: `"report"` logs their number for each pair of files, `"drop"`
         also leaves them out. Cells of fewer than 10 genes may be equal by chance and stay.
@@ -90,6 +91,7 @@ def prepare(
     """
     check_one_of(duplicates, ("report", "drop"), name="duplicates")
     check_one_of(on_error, ("raise", "skip"), name="on_error")
+    check_kinds(vocab=vocab, filters=filters, overwrite=overwrite)
     call = Preparation(
         places_of(data),
         Path(out).expanduser(),

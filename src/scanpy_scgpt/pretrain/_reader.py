@@ -69,6 +69,13 @@ class Reader:
             logger.warning(text, self.place.label)
         return found
 
+    def empty(self) -> Block:
+        """The block of a source without cells, which is to be known of all the same."""
+        return nothing({**self._origin(0), "removed": {}, "duplicates": {}})
+
+    def _origin(self, n_cells: int) -> dict[str, Any]:
+        return {"file": self.place.label, "cells": n_cells, "state": self.source.state}
+
     def block(self, start: int, stop: int, seen: Seen, number: int, *, drop: bool) -> Block:
         """Tokens, names, columns and notes of the cells `start:stop` that stay.
 
@@ -84,7 +91,7 @@ class Reader:
         counts, names = self.source.rows(start, stop), self.source.cells.names(start, stop)
         study, tissue = (
             self.source.group(key, start, stop, otherwise=otherwise)
-            for key, otherwise in zip(self.keys, (self.place.stem, UNKNOWN), strict=True)
+            for key, otherwise in zip(self.keys, (self.place.study, UNKNOWN), strict=True)
         )
         tokens = self.tokenizer.bins(counts, self.match.ids, names, seed=self.seed)
         broken = self.filters.broken(counts, tokens.lengths, self.mito)
@@ -97,11 +104,9 @@ class Reader:
             keep, keys = keep[first < 0], keys[first < 0]
         files, times = np.unique(first[first >= 0], return_counts=True)
         notes = {
-            "file": self.place.label,
-            "cells": stop - start,
+            **self._origin(stop - start),
             "removed": removed,
             "duplicates": dict(zip(files.astype(str).tolist(), times.tolist(), strict=True)),
-            "state": self.source.state,
         }
         columns = {
             "file": np.full(len(keep), self.place.label, dtype=object),

@@ -12,21 +12,24 @@ import pandas as pd
 
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt.disk import write_file
+from scanpy_scgpt.io import Checkpoint, read_checkpoint
 from scanpy_scgpt.tokenizer import GeneVocab
 
 from ._curves import SPEED
 
 logger = get_logger(__name__)
-_FORMAT = 3  # of what a checkpoint says about the steps that were taken
+_FORMAT = 4  # of what a checkpoint says about the steps that were taken
+_MAY_CHANGE = ("max_steps", "lr", "warmup_steps", "precision")  # settings that a run goes on with
 _METRICS, _EARLIER = "metrics.csv", "metrics-earlier.csv"
 
 
 def identity_of(
     data: str, vocab: GeneVocab, config: Mapping[str, Any], *, parent: str | None, rng: int
 ) -> dict[str, Any]:
-    """What makes a run this run, as JSON holds it; `max_steps` stands beside `config`, for it may change.
+    """What makes a run this run, as JSON holds it; settings that may change stand beside `config`.
 
-    So may `max_tokens` where no term depends on it, and the number of devices.
+    These are `max_steps` and what mends a loss that is not finite: `lr`, `warmup_steps` and `precision`. So may
+    `max_tokens` where no term depends on it, and the number of devices.
 
     Parameters
     ----------
@@ -42,11 +45,11 @@ def identity_of(
         Seed.
     """
     config = dict(config)
-    max_steps = config.pop("max_steps")
+    may_change = {name: config.pop(name) for name in _MAY_CHANGE}
     if not config["contrast"]:
         config.pop("max_tokens")
     record = {"format": _FORMAT, "config": config, "vocab": vocab.digest, "rng": rng, "data": data}
-    return json.loads(json.dumps({**record, "continue_from": parent, "max_steps": max_steps}))
+    return json.loads(json.dumps({**record, "continue_from": parent, **may_change}))
 
 
 def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -78,14 +81,43 @@ def checkpoint_to_resume(out: Path, identity: Mapping[str, Any], *, resume: bool
             "resume=False to start anew; that deletes them."
         )
         raise ValueError(msg)
-    if old.get("max_steps") != identity["max_steps"]:
+    changed = {name: old.get(name) for name in _MAY_CHANGE if old.get(name) != identity[name]}
+    if changed:
         logger.warning(
-            "max_steps=%s, the run in %s was started with %s: the cosine of the learning rate changes from here on.",
-            identity["max_steps"],
+            "%s; the run in %s had %s until now: its steps are other ones from the last checkpoint on.",
+            ", ".join(f"{name}={identity[name]}" for name in changed),
             out,
-            old.get("max_steps"),
+            ", ".join(f"{name}={value}" for name, value in changed.items()),
         )
     return last
+
+
+def finished_model(out: Path, identity: Mapping[str, Any], asked: Mapping[str, Any]) -> Checkpoint | None:
+    """The model of this very run in `out`, with its record as it was written; None where it is still to be written.
+
+    Parameters
+    ----------
+    out
+        Folder of the run.
+    identity
+        What :func:`identity_of` gave.
+    asked
+        What decides about the files of the model besides: name, notes, ...
+    """
+    try:
+        written = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        digest = written.pop("finished", {}).get("digest")
+        if written != {**identity, "model": dict(asked)} or digest is None:
+            return None
+        model = read_checkpoint(out / "model")
+    except (OSError, ValueError):
+        return None
+    return model if model.digest == digest else None
+
+
+def note_finished(out: Path, identity: Mapping[str, Any], asked: Mapping[str, Any], *, digest: str) -> None:
+    """Write into `run.json` that the model of the run, with the weights `digest`, is in its place."""
+    _write_record(out, {**identity, "model": dict(asked), "finished": {"digest": digest}})
 
 
 def prepare_folder(out: Path, identity: Mapping[str, Any], *, resumed: bool) -> None:
@@ -94,11 +126,15 @@ def prepare_folder(out: Path, identity: Mapping[str, Any], *, resumed: bool) -> 
     if resumed:
         _merge(out, target=out / _EARLIER)
     else:
-        if (out / "checkpoints").is_dir():
-            shutil.rmtree(out / "checkpoints")
+        last = out / "checkpoints" / "last.ckpt"  # what else is there, a run did not write
+        shutil.rmtree(last) if last.is_dir() else last.unlink(missing_ok=True)  # a folder where the weights were spread
         (out / _EARLIER).unlink(missing_ok=True)
     (out / _METRICS).unlink(missing_ok=True)
-    write_file(out / "run.json", [(json.dumps(identity, indent=2) + "\n").encode()])
+    _write_record(out, identity)
+
+
+def _write_record(out: Path, record: Mapping[str, Any]) -> None:
+    write_file(out / "run.json", [(json.dumps(record, indent=2) + "\n").encode()])
 
 
 def join_metrics(out: Path) -> float | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lp
 import pandas as pd
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
+from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.disk import TokenStore
 from scanpy_scgpt.io import Checkpoint, read_checkpoint, write_checkpoint
@@ -21,19 +22,30 @@ from scanpy_scgpt.module import PretrainModule
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
 from scanpy_scgpt.train import PlanConfig, TrainingPlan
 
+from ._arguments import check_kinds
 from ._card import model_card
-from ._comparison import add_rivals, errors_by_ratio
+from ._comparison import add_rivals, compared_cells, errors_by_ratio
 from ._config import PretrainConfig
 from ._corpus import Corpus, store_corpus
 from ._curves import loggers_of
-from ._data import require_batch, require_cells, split, steps_of, store_of
+from ._data import Split, require_batch, require_cells, split, steps_of, store_of
 from ._filters import QualityFilters
-from ._loop import everywhere, fit, trained_weights, trainer_of
+from ._folder import alone_in, require_own
+from ._loop import Clock, everywhere, fit, trained_weights, trainer_of
 from ._preparation import Duplicates, OnError
 from ._report import corpus_report
-from ._resume import checkpoint_to_resume, identity_of, join_metrics, prepare_folder
+from ._resume import (
+    checkpoint_to_resume,
+    finished_model,
+    identity_of,
+    join_metrics,
+    note_finished,
+    prepare_folder,
+)
 from ._sources import Data
 from ._start import CLS_VALUE, network, shape_from
+
+logger = get_logger(__name__)
 
 
 def run(
@@ -47,7 +59,7 @@ def run(
     filters: QualityFilters | None = None,
     duplicates: Duplicates = "report",
     on_error: OnError = "raise",
-    loggers: Sequence[str | Logger] = (),
+    loggers: str | Logger | Sequence[str | Logger] = (),
     accelerator: str = "auto",
     devices: int | str | list[int] = 1,
     strategy: str | Strategy = "auto",
@@ -84,18 +96,20 @@ def run(
         Checkpoint to train on: its name, its folder or itself. It gives the shape of the network and the bins;
         `vocab` may have more genes than it. A head that it lacks starts anew.
     filters, duplicates, on_error
-        Which cells enter `out/corpus.tokens`, as in :func:`prepare`.
+        Which cells enter `out/corpus.tokens`, as in :func:`prepare`; a token store takes none of them.
     loggers
-        Where the curves go besides `metrics.csv`: `"tensorboard"`, `"wandb"` or loggers of Lightning. They hold the
-        losses, cells and tokens a second, the share of time spent on waiting for data, and the learning rate.
+        Where the curves go besides `metrics.csv`: `"tensorboard"`, `"wandb"`, a logger of Lightning, or several of
+        them. They hold the losses, cells and tokens a second, the share of time spent on waiting for data, and the
+        learning rate.
     accelerator, devices, strategy, num_nodes
         Passed to :class:`lightning.pytorch.Trainer`. With more than one device `"auto"` is data parallelism
         (`"ddp"`); `"fsdp"` (CUDA only) spreads the weights too; a strategy object of Lightning has all its options. In
         a script Lightning starts one process per device; processes that `torchrun` or SLURM started are found. All of
         them run this function with the same arguments and read and write the same folders; the first one writes.
     resume
-        Go on from the last checkpoint in `out`, if there is one. False deletes `out/checkpoints` and starts anew; a
-        `out/corpus.tokens` that was made of other data is replaced.
+        Go on from the last checkpoint in `out`, if there is one; `max_steps`, `lr`, `warmup_steps` and `precision` may
+        have changed since. The model of a finished run is returned as it is. False deletes the checkpoint and starts
+        anew; a `out/corpus.tokens` that was made of other data is replaced.
     half
         Store the weights in half precision.
     notes, licence
@@ -114,35 +128,65 @@ def run(
         When a file is not there.
     ValueError
         When a file does not hold raw counts, a setting is out of range or contradicts `continue_from`, no cells are
-        left for training or validation, there are more processes than cells of a step, or `out` holds checkpoints of
-        another run.
+        left for training or validation, there are more processes than cells of a step, the machine lacks what is asked
+        for, another process trains in `out`, or `out` holds checkpoints of another run or files that none wrote.
+    TypeError
+        When an argument is of another kind.
     ImportError
         When a logger is not installed.
     NonFiniteError
-        When a loss or gradient is not finite. The last checkpoint is good; the same call goes on from there.
+        When a loss or gradient is not finite. The last checkpoint is good, but the same call would fail again: with a
+        lower `lr`, more `warmup_steps` or another `precision` it goes on from there.
     RuntimeError
         In the other processes, when the first one could not write the model; that one raises what went wrong.
     """
-    started, out = time.time(), Path(out).expanduser()
+    clock, out = Clock(), Path(out).expanduser()
+    check_kinds(vocab=vocab, config=config, filters=filters, resume=resume, half=half)
+    PretrainConfig.check_names(changes)
+    require_own(out)
     config = replace(config or PretrainConfig(), **changes)
     parent = None if continue_from is None else load(continue_from)
     if parent is not None:
         config = shape_from(parent, config, changes)
     where = {"accelerator": accelerator, "devices": devices, "strategy": strategy, "num_nodes": num_nodes}
-    trainer = trainer_of(out, config, loggers=loggers_of(loggers, out, name=name), **where)
+    trainer = trainer_of(out, config, loggers=loggers_of(loggers, out, name=name), clock=clock, **where)
     require_batch(trainer.world_size, config)
+    preparing = {"vocab": vocab, "filters": filters, "duplicates": duplicates, "on_error": on_error}
+    asked = {"name": name, "half": half, "notes": notes, "licence": licence}
+    with alone_in(out, first=trainer.is_global_zero):
+        return _train(
+            data, out, config, trainer, clock, parent, preparing=preparing, asked=asked, resume=resume, rng=rng
+        )
+
+
+def _train(
+    data: Data,
+    out: Path,
+    config: PretrainConfig,
+    trainer: lp.Trainer,
+    clock: Clock,
+    parent: Checkpoint | None,
+    *,
+    preparing: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    resume: bool,
+    rng: int,
+) -> Checkpoint:
+    """From data to the finished model, in a folder that no other run writes."""
     tokenizer = _tokenizer(config, parent)
-    preparing = {"filters": filters, "duplicates": duplicates, "on_error": on_error, "overwrite": not resume}
-    store = store_of(data, out, vocab=vocab, parent=parent, tokenizer=tokenizer, rng=rng, **preparing)
+    store = store_of(data, out, parent=parent, tokenizer=tokenizer, rng=rng, overwrite=not resume, **preparing)
     identity = identity_of(store.digest, store.vocab, asdict(config), parent=parent and parent.label, rng=rng)
+    if resume and (there := finished_model(out, identity, asked)) is not None:
+        logger.info("pretraining: %s is the model of this very run; nothing to do.", out / "model")
+        return there
     last = checkpoint_to_resume(out, identity, resume=resume)
     corpus = store_corpus(store)
-    training, validation = split(corpus, config, rng=rng)
-    require_cells(trainer.world_size, config, training=len(training), validation=len(validation))
+    cells = split(corpus, config, rng=rng)
+    require_cells(trainer.world_size, config, training=len(cells.training), validation=len(cells.validation))
     made = {"vocab": store.vocab, "cls_value": tokenizer.cls_value}
-    shown = steps_of(corpus, training, config, seed=rng, **made)
-    held = steps_of(corpus, validation, config, seed=rng + 1, held_out=True, **made)
-    plan = _plan(network(corpus, training, store.vocab, config, parent=parent, seed=rng), config, seed=rng)
+    shown = steps_of(corpus, cells.training, config, seed=rng, **made)
+    held = steps_of(corpus, cells.validation, config, seed=rng + 1, held_out=True, **made)
+    plan = _plan(network(corpus, cells.training, store.vocab, config, parent=parent, seed=rng), config, seed=rng)
     if trainer.is_global_zero:
         prepare_folder(out, identity, resumed=last is not None)
     losses = fit(trainer, plan, shown, held, epoch_steps=config.epoch_steps, last=last, seed=rng)
@@ -150,19 +194,19 @@ def run(
     with everywhere(trainer, f"the model in {out / 'model'}"):
         if trainer.is_global_zero:
             info = {
-                **_origin(corpus, store, parent),
-                "n_training_cells": len(training),
-                "n_validation_cells": len(validation),
+                **_origin(corpus, store, parent, cells),
                 "losses": losses,
                 "errors": add_rivals(errors, shown, held, rng=rng),
+                "compared_cells": compared_cells(shown, held),
                 "pooling": config.pooling,
                 "settings": asdict(config),
-                "notes": notes,
-                "licence": licence,
-                "seconds": time.time() - started,
+                "notes": asked["notes"],
+                "licence": asked["licence"],
+                "seconds": clock.seconds,
                 "cells_per_second": join_metrics(out),
             }
-            _write(out, plan, info, name=name, tokenizer=tokenizer, vocab=store.vocab, half=half)
+            _write(out, plan, info, name=asked["name"], tokenizer=tokenizer, vocab=store.vocab, half=asked["half"])
+            note_finished(out, identity, asked, digest=read_checkpoint(out / "model").digest)
     return read_checkpoint(out / "model")
 
 
@@ -186,9 +230,9 @@ def _plan(module: PretrainModule, config: PretrainConfig, *, seed: int) -> Train
     )
 
 
-def _origin(corpus: Corpus, store: TokenStore, parent: Checkpoint | None) -> dict[str, Any]:
+def _origin(corpus: Corpus, store: TokenStore, parent: Checkpoint | None, cells: Split) -> dict[str, Any]:
     """Where the model comes from."""
-    report = corpus_report(store)
+    report, form = corpus_report(store), "legacy_generation"  # of attention for unknown genes, see PretrainModule
     return {
         "files": list(report["files"]),
         "studies": _sizes(corpus.study),
@@ -196,7 +240,12 @@ def _origin(corpus: Corpus, store: TokenStore, parent: Checkpoint | None) -> dic
         "corpus": report,
         "data": store.digest,
         "parent": None if parent is None else parent.label,
+        **({form: True} if parent is not None and parent.info.get(form) else {}),
         "n_cells": len(store),
+        "n_training_cells": len(cells.training),
+        "n_validation_cells": len(cells.validation),
+        "n_repeated_cells": cells.repeated,
+        "n_unused_cells": corpus.n_unused,
         "version": __version__,
     }
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -18,14 +18,21 @@ from scanpy_scgpt._counts import CountSource, choose_counts
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._validate import file_paths, naming
 from scanpy_scgpt.disk import CellFile, open_cells, store_in
-from scanpy_scgpt.tokenizer import GeneMatch, GeneVocab, match_genes
+from scanpy_scgpt.tokenizer import GeneMatch, GeneVocab, match_genes, require_enough
 
 from ._census import CensusCells, CensusQuery
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = get_logger(__name__)
 _Item = str | os.PathLike[str] | CensusQuery
 Data = _Item | Sequence[_Item]
 UNKNOWN = "unknown"
+_GENES = 200  # that a file of whole transcriptomes has in a vocabulary at least
+_OTHER_VOCAB = (
+    "Else leave the file out, or use a vocabulary that has its genes: pretrain.build_vocab(files, extend=vocab)."
+)
 _MISSING = ("nan", "None", "<NA>", "")
 
 
@@ -49,7 +56,7 @@ class Source:
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Counts of the cells `start:stop`; refuses what are no whole numbers."""
-        with naming(Path(self.label)):
+        with naming(Path(self.label)), _raw_counts(self.label):
             block = self.counts.rows(start, stop)
         if block.data.dtype.kind == "f" and not (block.data == np.floor(block.data)).all():
             raise ValueError(no_counts(self.label, self.counts.where, "non-integer values"))
@@ -63,9 +70,7 @@ class Source:
         ValueError
             When none is in the vocabulary; names the file and its first genes.
         """
-        with naming(Path(self.label)):
-            columns = self.counts.gene_columns(gene_symbols)
-        match = match_genes(self.counts.var.index, vocab, columns=columns)
+        match = match_genes(self.counts.var.index, vocab, columns=self.gene_columns(gene_symbols))
         if match.n_matched:
             return match
         first, known = (", ".join(map(repr, list(names)[:3])) for names in (match.names, vocab.genes))
@@ -76,6 +81,24 @@ class Source:
             "pretrain.build_vocab(files, extend=vocab)."
         )
         raise ValueError(msg)
+
+    def gene_columns(self, gene_symbols: str | None) -> dict[str, pd.Series]:
+        """Columns of `var` with names of the genes; an error about them names the file."""
+        with naming(Path(self.label)):
+            return self.counts.gene_columns(gene_symbols)
+
+    def require_genes(self, vocab: GeneVocab, gene_symbols: str | None = None) -> None:
+        """Genes of a vocabulary that somebody chose are in the file: 200, or half of those of the smaller of the two.
+
+        Raises
+        ------
+        GeneMatchError
+            When fewer are; names the file and says what the names look like.
+        """
+        match = match_genes(self.counts.var.index, vocab, columns=self.gene_columns(gene_symbols))
+        least = min(_GENES, len(match.names) // 2, len(vocab.genes) // 2)
+        with naming(Path(self.label)):
+            require_enough(match, vocab, min_genes=least, else_=_OTHER_VOCAB)
 
     def group(self, key: str, start: int, stop: int, *, otherwise: str) -> np.ndarray:
         """Values of a column of `obs` for the cells `start:stop`, object; `otherwise` where there is none."""
@@ -97,16 +120,15 @@ class Source:
 
 @dataclass
 class Place:
-    """Cells that are not open yet: a path or a query, and the label that tells them from the others."""
+    """Cells that are not open yet: a path or a query, and the label that tells them from the others.
+
+    `study` is that of the cells that have none: the file or the whole collection, without the kind of file.
+    """
 
     label: str
     item: Path | CensusQuery
+    study: str
     _where: str | None = field(default=None, repr=False)  # are the counts, once they were found
-
-    @property
-    def stem(self) -> str:
-        """The label without the kind of file: study of the cells that have none."""
-        return str(Path(self.label).with_suffix(""))
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells these cells from others, without reading them; the query itself for an atlas."""
@@ -141,11 +163,12 @@ class Place:
             When there is no such layer or modality.
         """
         if isinstance(self.item, CensusQuery):
-            return Source(self.label, self._queried, choose_counts(self._queried))
+            with _raw_counts(self.label):
+                return Source(self.label, self._queried, choose_counts(self._queried))
         cells = open_cells(self.item)
         if self._where is not None:
             return Source(self.label, cells, self._again(cells, layer))
-        with naming(Path(self.label)):
+        with naming(Path(self.label)), _raw_counts(self.label):
             counts = choose_counts(cells, layer=layer)
         if not counts.seen.is_counts:
             raise ValueError(no_counts(self.label, counts.where, counts.kind()))
@@ -182,6 +205,17 @@ def no_counts(label: str, where: str, kind: str) -> str:
     return f"{label}: {where} holds {kind}; pretraining needs raw counts. Leave the file out."
 
 
+@contextmanager
+def _raw_counts(label: str) -> Iterator[None]:
+    """Say of values that no counts are what pretraining needs."""
+    try:
+        yield
+    except ValueError as error:
+        if (found := getattr(error, "no_counts", None)) is None:
+            raise
+        raise ValueError(no_counts(label, found["where"], found["found"])) from error
+
+
 def places_of(data: Data) -> list[Place]:
     """Files, the parts of annbatch collections, and queries, each with a label of its own.
 
@@ -204,9 +238,14 @@ def places_of(data: Data) -> list[Place]:
         raise TypeError(msg)
     queries = list(dict.fromkeys(x for x in items if isinstance(x, CensusQuery)))
     given = [x for x in items if not isinstance(x, CensusQuery)]
-    paths = [part for path in file_paths(given) or [] for part in _parts(path)] if given or not queries else []
-    places = [Place(label, path) for label, path in zip(_labels(paths), paths, strict=True)]
-    return places + [Place(f"census-{n}" if n else "census", query) for n, query in enumerate(queries)]
+    wholes = file_paths(given) or [] if given or not queries else []
+    parts = [_parts(path) for path in wholes]
+    stems = [str(Path(name).with_suffix("")) for name in _labels(wholes)]
+    studies = [stem for stem, inside in zip(stems, parts, strict=True) for _ in inside]
+    paths = [path for inside in parts for path in inside]
+    places = [Place(*each) for each in zip(_labels(paths), paths, studies, strict=True)]
+    names = [f"census-{n}" if n else "census" for n in range(len(queries))]
+    return places + [Place(name, query, name) for name, query in zip(names, queries, strict=True)]
 
 
 def _parts(path: Path) -> list[Path]:

@@ -105,7 +105,8 @@ def network(
     config
         Settings.
     parent
-        Checkpoint to train on, or None for a new network.
+        Checkpoint to train on, or None for a new network. One of the original release keeps its form of attention
+        for unknown genes.
     seed
         Seed of weights and of the gene table.
     """
@@ -121,6 +122,7 @@ def network(
             pooling=config.pooling,
             distribution=config.distribution,
             weights=config.weights,
+            legacy_generation=parent is not None and bool(parent.info.get("legacy_generation")),
         )
     cells = _Sample(corpus, training, np.random.default_rng(seed))
     if parent is None:
@@ -197,7 +199,7 @@ def _fill(module: PretrainModule, parent: Checkpoint, table: Tensor, *, mean_dig
             new.append(name)
     if "expression_head" in new:
         torch.nn.init.constant_(module.expression_head.network[-1].bias, mean_digit)
-    lost = [name for name in {key.split(".")[0] for key in parent.weights} if not hasattr(module, name)]
+    lost = [name for name in {key.split(".")[0] for key in parent.weights} if getattr(module, name, None) is None]
     logger.info(
         "pretraining: goes on from %s; new heads: %s; left out: %s",
         parent.label,

@@ -102,7 +102,7 @@ def vocabulary_of(
 
 def _expressed(source: Source, vocab: GeneVocab, gene_symbols: str | None) -> np.ndarray:
     """Number of cells that express each token, shape `(n_tokens,)`, int64."""
-    columns = source.counts.gene_columns(gene_symbols)
+    columns = source.gene_columns(gene_symbols)
     ids = match_genes(source.counts.var.index, vocab, columns=columns).ids
     expressed = np.zeros(len(vocab), dtype=np.int64)
     for start in range(0, source.counts.n_obs, _BLOCK):
@@ -128,7 +128,7 @@ def _names_in(
             source = place.open(layer)
             names = _own_names(source, gene_symbols)
             if extend is not None:
-                columns = source.counts.gene_columns(gene_symbols)
+                columns = source.gene_columns(gene_symbols)
                 names = names[match_genes(source.counts.var.index, extend, columns=columns).ids < 0]
             found.update(names)
     listed = sorted(found.difference(_NO_NAMES))
@@ -145,7 +145,7 @@ def _names_in(
 def _own_names(source: Source, gene_symbols: str | None) -> np.ndarray:
     """What the file calls its genes, shape `(n_genes,)`, str: the index, or the symbols beside Ensembl ids."""
     index = source.counts.var.index.astype(str).to_numpy()
-    columns = source.counts.gene_columns(gene_symbols)
+    columns = source.gene_columns(gene_symbols)
     symbols = [gene_symbols] if gene_symbols else [name for name in SYMBOL_COLUMNS if name in columns]
     is_ensembl = pd.Series(index, dtype=str).str.match(_ENSEMBL).mean() > 1 / 2
     if not symbols or not (gene_symbols or is_ensembl):

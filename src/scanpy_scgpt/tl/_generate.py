@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,6 +57,8 @@ def generate(
     In each of `n_steps` steps all genes that are asked for are predicted, and a share of them, those with the narrowest
     predicted distribution, become known with their predicted values (:class:`scanpy_scgpt.model.Generator`). What the
     cells hold of the genes that are asked for is not looked at, and bins are taken among the genes that may be seen.
+    Vectors that are given in `embedding` are taken as they are: if they were made from the genes that are asked for,
+    the values have seen them.
 
     The network was trained on expressed genes alone. A value therefore means "the bin of this gene, if the cell
     expresses it", from 1 to `n_bins - 1`, and never says that a gene is off. The same cell gets the same values (to
@@ -72,12 +75,13 @@ def generate(
         Names of the genes to generate; each needs a column of `adata`.
     prompt
         `"genes"`: from the genes that may be seen. `"cell"`: from the cell vector alone. `"both"`: the vector stands
-        beside the genes, as in pretraining.
+        beside the genes, as in pretraining; a model whose pretraining had no such pass is used with a warning.
     known
         Names of the genes that may be seen; all expressed genes that are not asked for by default.
     embedding
         Key in `.obsm` of the cell vectors, made by :func:`scanpy_scgpt.tl.embed` with the same model, `pooling="cls"`
-        and `normalize=False`. By default they are computed from the genes that may be seen.
+        and `normalize=False`, from cells without the genes that are asked for. By default they are computed from the
+        genes that may be seen.
     n_steps
         Number of steps.
     order
@@ -140,6 +144,8 @@ def generate(
     run = LayerRun(adata, model, verb="generate", keys=GENERATE, where=where, engine=engine, **given)
     steps = {"n_steps": n_steps, "order": order, "draw": draw}
     run.generator.check(**steps)
+    if prompt != "genes":
+        _warn_if_unprompted(run.checkpoint, prompt)
     vectors = _vectors(run, embedding, prompt=prompt)
     asked, columns = _asked_and_seen(run, genes, known, gene_table=gene_table, may_be_empty=vectors is not None)
     embedder = Embedder(run.checkpoint, **engine, backend="torch") if prompt != "genes" and vectors is None else None
@@ -161,7 +167,23 @@ def generate(
             f"{n_blind:,}",
         )
     settings = {"prompt": prompt, "embedding": embedding or "", "n_generated": len(asked), "n_empty_cells": n_blind}
-    return run.finish({**steps, **settings}, said=[_how(prompt, n_genes=len(asked), **steps)])
+    said = [] if embedding is None else [f"obsm[{embedding!r}] may have seen these genes: it was taken as it is"]
+    return run.finish({**steps, **settings}, said=[_how(prompt, n_genes=len(asked), **steps), *said])
+
+
+def _warn_if_unprompted(checkpoint: Checkpoint, prompt: Prompt) -> None:
+    """Say so when a model was pretrained with steps, but none of them went from the cell vector."""
+    settings = checkpoint.info.get("settings", {})
+    after, n_steps = settings.get("prompt_after"), settings.get("max_steps", math.inf)
+    if "prompt_after" in settings and (after is None or after >= n_steps):
+        logger.warning(
+            "generate: %s was never trained to predict from cell vectors (prompt_after=%s, max_steps=%s), so "
+            "prompt=%r gives values that mean little. Pass prompt='genes'.",
+            checkpoint.label,
+            after,
+            settings.get("max_steps"),
+            prompt,
+        )
 
 
 def _how(prompt: Prompt, *, n_genes: int, n_steps: int, order: Order, draw: bool) -> str:

@@ -246,8 +246,21 @@ def _named(name: object) -> str:
     return "" if text.lower() in _NULL_NAMES else text
 
 
-def require_enough(match: GeneMatch, vocab: GeneVocab, *, min_genes: int) -> None:
+def require_enough(
+    match: GeneMatch, vocab: GeneVocab, *, min_genes: int, else_: str = "A small panel passes with min_genes=."
+) -> None:
     """Refuse data of which too few genes are known.
+
+    Parameters
+    ----------
+    match
+        What the genes of the data became.
+    vocab
+        Vocabulary that they were matched against.
+    min_genes
+        Fewest genes that are needed.
+    else_
+        What to do when the names are right.
 
     Raises
     ------
@@ -263,7 +276,7 @@ def require_enough(match: GeneMatch, vocab: GeneVocab, *, min_genes: int) -> Non
         f"at least {max(min_genes, 1):,} are needed. "
     )
     if lost:
-        msg += f"First names without a match: {', '.join(map(repr, lost[:3]))}. {_advice(lost, vocab)}"
+        msg += f"First names without a match: {', '.join(map(repr, lost[:3]))}. {_advice(lost, vocab, else_)}"
     else:
         msg += f"It is a small panel: allow it with min_genes={n_distinct}."
     raise GeneMatchError(msg)
@@ -275,7 +288,7 @@ def _mouse_like(lost: list[str], vocab: GeneVocab) -> bool:
     return bool(sample) and np.mean([name.upper() in vocab for name in sample]) > 0.3
 
 
-def _advice(lost: list[str], vocab: GeneVocab) -> str:
+def _advice(lost: list[str], vocab: GeneVocab, else_: str) -> str:
     if any(name.startswith("ENSMUSG") for name in lost[:500]):
         return "These are mouse Ensembl ids and the vocabulary is human: rename the genes to their human orthologs."
     if lost and np.mean([name.isdigit() for name in lost[:500]]) > 0.9:
@@ -290,5 +303,5 @@ def _advice(lost: list[str], vocab: GeneVocab) -> str:
     return (
         f"Give gene symbols or Ensembl ids as adata.var_names, or name the column that holds them: "
         f"gene_symbols='<column>'{hint}. The vocabulary has names such as {', '.join(map(repr, vocab.genes[:3]))}. "
-        "A small panel passes with min_genes=."
+        f"{else_}"
     )

@@ -57,7 +57,7 @@ class PlanConfig:
 
 
 class TrainingPlan(lp.LightningModule):
-    """Trains any module that turns a batch into a `Loss(total, terms)`.
+    """Trains any module that turns a batch into a `Loss(total, terms)`; parameters that need no gradient stay.
 
     A :class:`~scanpy_scgpt._batch.GenerativeStep` is trained one micro-batch after another: each loss is weighted with
     its shares, so the gradient is that of the whole step whatever its division into micro-batches and processes, and
@@ -72,7 +72,7 @@ class TrainingPlan(lp.LightningModule):
         self.module, self.plan = module, config
         self._losses: dict[str, Tensor] = {}  # of the step that is under way
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(self._scale(name) > 0)
+            parameter.requires_grad_(parameter.requires_grad and self._scale(name) > 0)
         # asked before FSDP makes every parameter a vector
         self._matrices = {name for name, parameter in module.named_parameters() if parameter.ndim > 1}
 
@@ -126,18 +126,21 @@ class TrainingPlan(lp.LightningModule):
         named = {name: value.item() for name, value in self._losses.items() if name != "total"}
         wrong = ", ".join(f"{name}={value}" for name, value in named.items() if not math.isfinite(value))
         precision = str(self.trainer.precision)
-        other = "" if precision.startswith("32") else ', or precision="32-true"'
+        other = "" if precision.startswith("32") else ', or with precision="32-true"'
+        warm = max(self.plan.warmup_steps, self.global_step + 1)
         msg = (
             f"Step {self.global_step + 1}: {wrong or 'no loss of this process, but the gradient'} is not finite "
             f"(lr={self.learning_rate:.3g}, precision={precision!r}). The step was not taken, and the last checkpoint "
-            f"is good. Use a lower lr, such as lr={self.plan.lr / 3:.1g}, or a longer warm-up{other}."
+            "is good. The same call would come to the same end: repeat it with a lower lr, such as "
+            f"lr={self.plan.lr / 3:.1g}, or with more warmup_steps than {warm}{other}; it goes on from the last "
+            "checkpoint."
         )
         raise NonFiniteError(msg)
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of the step that comes, for parameters whose scale is 1."""
-        return self.plan.lr * self._rate(self.global_step)
+        return self._rate_of(self.global_step)
 
     @staticmethod
     def _parts(batch: Any) -> list[tuple[Any, Mapping[str, float] | None]]:
@@ -183,18 +186,23 @@ class TrainingPlan(lp.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer = torch.optim.AdamW(
             [
-                {"params": members, "lr": self.plan.lr * scale, "weight_decay": decay}
+                {"params": members, "lr": scale, "weight_decay": decay}  # the schedule has the rest of the rate
                 for (scale, decay), members in groups.items()
             ],
-            lr=self.plan.lr,
             fused=True if self.device.type in _FUSED and not scaled else None,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_of)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _rate(self, step: int) -> float:
+    def on_train_start(self) -> None:
+        """Go on with the learning rate of this plan: the optimiser of a checkpoint has that of its own."""
+        schedule = self.lr_schedulers()
+        for group in schedule.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self._rate_of(schedule.last_epoch)
+
+    def _rate_of(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(self.plan.warmup_steps, 1))
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(self.plan.total_steps, 1))))
+        return self.plan.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(self.plan.total_steps, 1))))
 
 
 def _add(logged: dict[str, Tensor], loss: Any, scale: int) -> None:

@@ -42,8 +42,9 @@ TEST_DONORS = 2
 SHARES = (10, 50, 100)  # % of the labels
 PRETRAINED, TABLE, SCRATCH = "pretrained", "gene table only", "from scratch"
 LOGISTIC, NEIGHBOURS = "logistic regression on PCA", "nearest neighbours on PCA"
-TUNING = {"lr": 1e-3, "weight_decay": 1e-2, "batch_size": 64, "most_steps": 300, "check_every": 20, "patience": 3}
+TUNING = {"lr": 1e-3, "weight_decay": 1e-2, "batch_size": 48, "most_steps": 200, "check_every": 20, "patience": 3}
 _VALIDATION = 5  # one labelled cell in so many says when to stop
+_MOST_VALIDATION = 300  # and no more than so many
 _TOKENS = 16_384  # of a batch that is predicted
 
 
@@ -153,7 +154,7 @@ def one(setup: Setup, adata: AnnData, networks: dict[str, Checkpoint], *, share:
     """All methods with the same labels."""
     names, classes = np.unique(adata.obs["cell_type"].astype(str).to_numpy(), return_inverse=True)
     known, test = split(adata, share=share, seed=seed)
-    n_validation = max(len(known) // _VALIDATION, 1)
+    n_validation = min(max(len(known) // _VALIDATION, 1), _MOST_VALIDATION)
     tokens = tokens_of(adata, networks[PRETRAINED], setup)
     task = Task(tokens, torch.from_numpy(classes), known[n_validation:], known[:n_validation], test)
     found = {}

@@ -483,7 +483,7 @@ def test_empty_cells_have_no_tokens(few, checkpoint, how):
 
 @pytest.mark.parametrize("cls_value", [-2.0, 0.0])
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "layers"])
 def test_empty_cells_have_finite_vectors(few, checkpoint, pooling, normalize, cls_value):
     """Whatever the pooling, and whatever value the checkpoint gives to `<cls>`."""
     checkpoint = replace(checkpoint, tokenizer=checkpoint.tokenizer.updated(cls_value=cls_value))
@@ -755,9 +755,9 @@ def test_no_matrix(verb, few, refuses):
             embed,
             {"pooling": "means"},
             ValueError,
-            "pooling='means': use one of 'cls', 'mean', 'weighted'; did you mean",
+            "pooling='means': use one of 'cls', 'mean', 'weighted', 'layers'; did you mean",
         ),
-        (embed, {"pooling": ""}, ValueError, "pooling='': use one of 'cls', 'mean', 'weighted'"),
+        (embed, {"pooling": ""}, ValueError, "pooling='': use one of 'cls', 'mean', 'weighted', 'layers'"),
         (pp.tokenize, {"n_bins": 2}, ValueError, "n_bins=2: use 3 to 256"),
         (pp.tokenize, {"n_bins": 257}, ValueError, "n_bins=257: use 3 to 256"),
         (embed, {"max_length": 1}, ValueError, "max_length=1: it counts <cls>, so at least 2"),

@@ -8,7 +8,7 @@ Ties = Literal["random", "low", "mid", "high"]
 """Which digit of a tie range a value gets."""
 Select = Literal["random", "top"]
 """Which genes of a cell enter when it has more than the context holds."""
-Pooling = Literal["cls", "mean", "weighted"]
+Pooling = Literal["cls", "mean", "weighted", "layers"]
 """How token vectors become a cell vector."""
 Precision = Literal["auto", "fp32", "bf16"]
 """Number type of the network's products."""

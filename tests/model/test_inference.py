@@ -39,6 +39,20 @@ def tokens():
     return Tokens(indptr, genes, rng.integers(1, 51, indptr[-1]).astype(np.uint8))
 
 
+def _pooled(network, ids, values, how):
+    """One vector of a cell, layer after layer where all count."""
+    hidden = network.encoder(ids, values)
+    seen = [hidden]
+    for layer in network.layers:
+        hidden = layer(hidden, None)
+        seen.append(hidden)
+    if how != "layers":
+        return pool(hidden, how=how, values=values)[0]
+    sums = [(values[0, :, None] * x[0]).sum(dim=0) for x in seen]
+    total = sum(x / x.norm() for x in sums)
+    return total / total.norm()
+
+
 def _one_by_one(checkpoint, tokens, how):
     """The plain network on each cell alone."""
     network = CellTransformer(checkpoint.transformer).eval()
@@ -48,11 +62,11 @@ def _one_by_one(checkpoint, tokens, how):
         ids = torch.tensor([[VOCAB.cls_id, *tokens.gene_ids[start:stop].tolist()]])
         values = torch.tensor([[-2.0, *tokens.values[start:stop].tolist()]])
         with torch.no_grad():
-            vectors.append(pool(network(ids, values), how=how, values=values)[0])
+            vectors.append(_pooled(network, ids, values, how))
     return torch.stack(vectors).numpy()
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "layers"])
 @pytest.mark.parametrize("scheme", ["post", "pre", "legacy_pre"])
 def test_vectors_are_those_of_the_plain_network(tokens, pooling, scheme):
     checkpoint = _checkpoint(norm_scheme=scheme)
@@ -340,7 +354,7 @@ def test_blocks_are_made_ahead_in_order():
         next(blocks)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "layers"])
 def test_half_precision(tokens, pooling):
     exact = Embedder(_checkpoint(), device="cpu", pooling=pooling)
     half = Embedder(_checkpoint(), device="cpu", pooling=pooling, precision="bf16")

@@ -49,6 +49,7 @@ def tokens():
         ("post", "mean", "category"),
         ("pre", "weighted", "scaling"),
         ("legacy_pre", "cls", "continuous"),
+        ("post", "layers", "continuous"),
     ],
 )
 def test_vectors_are_those_of_torch(tokens, scheme, pooling, encoding):

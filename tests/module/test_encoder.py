@@ -47,7 +47,7 @@ RAGGED = {"short": [12, 0, 1, 12, 12, 40], "long": [300, 299, 299, 5, 0], "one":
 
 @pytest.mark.parametrize("lengths", RAGGED)
 @pytest.mark.parametrize(
-    ("scheme", "pooling"), list(itertools.product(["post", "pre", "legacy_pre"], ["cls", "mean", "weighted"]))
+    ("scheme", "pooling"), list(itertools.product(["post", "pre", "legacy_pre"], ["cls", "mean", "weighted", "layers"]))
 )
 def test_packed_is_padded(scheme, pooling, lengths):
     tokens = _tokens(np.array(RAGGED[lengths]))
@@ -64,7 +64,7 @@ def test_packed_is_padded_for_other_networks(changes):
     torch.testing.assert_close(packed, padded, atol=1e-5 * padded.abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "layers"])
 def test_half_precision_is_near(pooling):
     tokens = _tokens(np.array([300, 280, 3, 0]))
     exact = _both(_encoder(pooling=pooling, n_layers=6), tokens)[0]

@@ -47,6 +47,21 @@ def test_every_parameter_is_trained(batch):
     assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
 
 
+def test_similar_cells_are_found_by_the_genes_of_both_views(batch):
+    """The targets are made of all genes of a cell, so they do not change when known and unknown genes change places."""
+    module = _module(contrast=True, positives="similar", pooling="weighted")
+    assert set(module(batch).terms) == {"gep", "gepc", "prompt", "contrast"}
+    assert module(batch).terms["contrast"] != _module(contrast=True, pooling="weighted")(batch).terms["contrast"]
+    genes, known = module.transformer.encoder.genes.table(), batch.known
+    whole = module._gene_sum(batch)
+    for i in range(len(whole)):
+        shown = torch.ones_like(known.gene_ids[i], dtype=torch.bool) if known.padding is None else ~known.padding[i]
+        shown[0], asked = False, ~batch.unknown_padding[i]
+        expected = known.values[i, shown] @ genes[known.gene_ids[i, shown]]
+        expected = expected + batch.targets[i, asked] @ genes[batch.unknown_ids[i, asked]]
+        torch.testing.assert_close(whole[i], expected.detach())
+
+
 @pytest.mark.parametrize("task", ["gen", "pcpt", "both"])
 def test_a_parameter_needs_a_gradient_where_it_has_one(batch, task):
     """Else processes would wait for it for ever."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scanpy_scgpt.nn import CellTransformer, TransformerConfig, pool
+from scanpy_scgpt.nn import CellPool, CellTransformer, TransformerConfig, pool
 
 _spec = importlib.util.spec_from_file_location("nn_reference", Path(__file__).with_name("reference.py"))
 reference = importlib.util.module_from_spec(_spec)
@@ -82,6 +82,29 @@ def test_pooling_leaves_padding_out(network):
         batch = pool(hidden, how=how, padding=padding, values=values)
         alone = pool(hidden[1:2, :4], how=how, values=values[1:2, :4])
         torch.testing.assert_close(batch[1:2], alone)
+
+
+def test_all_layers_are_pooled_and_their_input(network):
+    ids, values, padding = _cells()
+    seen, cells = [], CellPool("layers", padding=padding, values=values)
+    network(ids, values, padding, watch=lambda x: (seen.append(x), cells(x)))
+    assert len(seen) == network.config.n_layers + 1
+    torch.testing.assert_close(seen[0], network.encoder(ids, values))
+    sums = sum(pool(x, how="weighted", padding=padding, values=values) for x in seen)
+    torch.testing.assert_close(cells.result(), sums / sums.norm(dim=1, keepdim=True))
+    for how in ("cls", "mean", "weighted"):
+        last = CellPool(how, padding=padding, values=values)
+        network(ids, values, padding, watch=last)
+        torch.testing.assert_close(last.result(), pool(seen[-1], how=how, padding=padding, values=values))
+
+
+def test_the_generative_pass_shows_its_known_tokens(network):
+    ids, values, _ = _cells()
+    known, unknown = network.encoder(ids[:, :4], values[:, :4]), network.encoder.without_value(ids[:, 4:])
+    seen = []
+    last, _ = network.encode_generative(known, unknown, watch=seen.append)
+    assert [x.shape for x in seen] == [known.shape] * (network.config.n_layers + 1)
+    torch.testing.assert_close(seen[-1], last)
 
 
 @pytest.mark.parametrize("scheme", ["pre", "legacy_pre"])

@@ -13,6 +13,7 @@ from scanpy_scgpt.objectives import (
     masked_cross_entropy,
     masked_mse,
     masked_nonzero_nll,
+    similar_cells,
 )
 
 CELLS = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
@@ -48,6 +49,29 @@ def test_contrast_is_small_for_matching_views_and_log_n_for_equal_ones():
     assert contrastive_cells(distinct, distinct, temperature=0.05).item() < 1e-4
     same = torch.ones(8, 3)
     assert contrastive_cells(same, same).item() == pytest.approx(np.log(8), abs=1e-6)
+
+
+def test_similar_cells_is_the_cross_entropy_of_the_similarities():
+    rng = np.random.default_rng(0)
+    first, second, whole = (rng.standard_normal((6, 4)).astype(np.float32) for _ in range(3))
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    softmax = lambda x: np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)  # noqa: E731
+    alike = unit(unit(whole) - unit(whole).mean(axis=0))
+    targets = softmax(alike @ alike.T / 0.2)
+    predicted = unit(first) @ unit(second).T / 0.5
+    expected = -(targets * np.log(softmax(predicted)) + targets * np.log(softmax(predicted.T))).sum(axis=1).mean() / 2
+    given = [torch.from_numpy(x).requires_grad_() for x in (first, second, whole)]
+    loss = similar_cells(*given, temperature=0.5, sharpness=0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert given[2].grad is None
+
+
+def test_similar_cells_prefers_views_that_keep_the_groups():
+    whole = torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]])
+    mixed = whole[[0, 2, 1, 3]]
+    kept, lost = (similar_cells(view, view, whole, temperature=0.1, sharpness=0.05) for view in (whole, mixed))
+    assert kept < lost - 1
 
 
 def test_combine_weights_and_names_terms():

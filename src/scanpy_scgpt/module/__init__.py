@@ -1,6 +1,6 @@
 """Networks with their objectives."""
 
 from ._encoder import CellEncoder
-from ._pretrain import TERMS, Generated, PretrainModule, Task, initial_weights
+from ._pretrain import TERMS, Generated, Positives, PretrainModule, Task, initial_weights
 
-__all__ = ["TERMS", "CellEncoder", "Generated", "PretrainModule", "Task", "initial_weights"]
+__all__ = ["TERMS", "CellEncoder", "Generated", "Positives", "PretrainModule", "Task", "initial_weights"]

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanpy_scgpt._types import Pooling
-from scanpy_scgpt.nn import CategoryValueEncoder, CellTransformer, EncoderLayer, Segments, TransformerConfig, pool
+from scanpy_scgpt.nn import (
+    CategoryValueEncoder,
+    CellPool,
+    CellTransformer,
+    EncoderLayer,
+    Segments,
+    TransformerConfig,
+)
 
 
 class CellEncoder(nn.Module):
@@ -84,8 +91,9 @@ class CellEncoder(nn.Module):
 
     def trace(self, gene_ids: Tensor, digits: Tensor, padding: Tensor | None = None) -> Tensor:
         """:meth:`forward` in the mode of the caller, so that it can be traced."""
-        x = self._run(self._enter(gene_ids, digits), lambda layer, x: layer(x, padding))
-        return self._leave(x, digits, padding)
+        pool = CellPool(self.pooling, padding=padding, values=self.digits[digits])
+        x = self._run(self._enter(gene_ids, digits), lambda layer, x: layer(x, padding), lambda x: pool(x.float()))
+        return self._leave(x, pool)
 
     @torch.inference_mode()
     def packed(self, gene_ids: Tensor, digits: Tensor, starts: Tensor, longest: int) -> Tensor:
@@ -106,9 +114,14 @@ class CellEncoder(nn.Module):
         """
         cells = Segments(starts, longest)
         attend = {layer: partial(layer.attention.packed, cells=cells) for layer in self.transformer.layers}
-        x = self._run(self._enter(gene_ids, digits), lambda layer, x: layer.mix(x, attend[layer]))
-        x, padding = cells.pad(x)
-        return self._leave(x, cells.pad(digits)[0], padding)
+        padded, padding = cells.pad(digits)
+        pool = CellPool(self.pooling, padding=padding, values=self.digits[padded])
+        x = self._run(
+            self._enter(gene_ids, digits),
+            lambda layer, x: layer.mix(x, attend[layer]),
+            lambda x: pool(cells.pad(x)[0].float()),
+        )
+        return self._leave(cells.pad(x)[0], pool)
 
     def _enter(self, gene_ids: Tensor, digits: Tensor) -> Tensor:
         """Vectors of tokens, (..., d_model)."""
@@ -117,18 +130,25 @@ class CellEncoder(nn.Module):
             return (x * self.digits[digits].unsqueeze(-1)).to(x.dtype)
         return x + F.embedding(digits, self.value_table)
 
-    def _run(self, x: Tensor, step: Callable[[EncoderLayer, Tensor], Tensor]) -> Tensor:
-        """All layers, or all but the last when that one is done for `<cls>` alone."""
+    def _run(
+        self, x: Tensor, step: Callable[[EncoderLayer, Tensor], Tensor], watch: Callable[[Tensor], None]
+    ) -> Tensor:
+        """All layers, or all but the last when that one is done for `<cls>` alone; `watch` sees what is pooled."""
         layers = self.transformer.layers
+        every = self.pooling == "layers"
         for layer in layers[:-1] if self.cls_only else layers:
+            if every:
+                watch(x)
             x = step(layer, x)
+        if not self.cls_only:
+            watch(x)
         return x
 
-    def _leave(self, x: Tensor, digits: Tensor, padding: Tensor | None) -> Tensor:
-        """Token vectors (batch, length, d_model) to cell vectors (batch, d_model) float32."""
+    def _leave(self, x: Tensor, pool: CellPool) -> Tensor:
+        """Cell vectors (batch, d_model) float32; `x` (batch, length, d_model) for `<cls>` alone."""
         if self.cls_only:
-            return _cls_of_layer(self.transformer.layers[-1], x, padding).float()
-        return pool(x.float(), how=self.pooling, padding=padding, values=self.digits[digits])
+            return _cls_of_layer(self.transformer.layers[-1], x, pool.padding).float()
+        return pool.result()
 
 
 def _cls_of_layer(layer: EncoderLayer, x: Tensor, padding: Tensor | None) -> Tensor:

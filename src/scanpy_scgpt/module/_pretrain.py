@@ -10,23 +10,32 @@ from torch import Tensor, nn
 
 from scanpy_scgpt._types import Pooling
 from scanpy_scgpt.nn import (
+    CellPool,
     CellToGeneHead,
     CellTransformer,
     ExpressionHead,
     TransformerConfig,
     ValueDistributionHead,
-    pool,
 )
-from scanpy_scgpt.objectives import Loss, combine, contrastive_cells, masked_cross_entropy, masked_mse
+from scanpy_scgpt.objectives import (
+    Loss,
+    combine,
+    contrastive_cells,
+    masked_cross_entropy,
+    masked_mse,
+    similar_cells,
+)
 
 if TYPE_CHECKING:
     from scanpy_scgpt._batch import GenerativeBatch
 
 Task = Literal["gen", "pcpt", "both"]
+Positives = Literal["self", "similar"]
 TERMS = ("gep", "gepc", "prompt", "masked_gep", "masked_gepc", "distribution", "contrast")
 _TEMPERATURE = 0.1  # of the contrastive term
+_SHARPNESS = 0.05  # of its targets, for similar cells
 _MASKED = -1.0  # value of a gene that is hidden in its place
-_QUIET_LAYERS, _QUIET_VALUES = 0.1, 0.3  # factors on what layers and values add, for a quiet start
+_QUIET_LAYERS, _QUIET_VALUES = 0.1, 0.05  # factors on what layers and values add, for a quiet start
 
 
 class Generated(NamedTuple):
@@ -55,6 +64,9 @@ class PretrainModule(nn.Module):
         sum of the two.
     contrast
         Add the contrastive term between the cell vectors of two disjoint sets of genes of a cell.
+    positives
+        What belongs together there: `"self"`, the two sets of one cell; `"similar"`, those of cells that are alike by
+        the gene vectors of all their genes, weighted by the bins.
     pooling
         How token vectors become the cell vector of that term; the other terms take `<cls>`.
     distribution
@@ -71,6 +83,7 @@ class PretrainModule(nn.Module):
         *,
         task: Task = "gen",
         contrast: bool = False,
+        positives: Positives = "self",
         pooling: Pooling = "cls",
         distribution: bool = False,
         weights: Mapping[str, float] | None = None,
@@ -83,7 +96,7 @@ class PretrainModule(nn.Module):
         self.distribution_head = ValueDistributionHead(config.d_model, config.n_bins) if distribution else None
         self.transformer.encoder.unknown.requires_grad_(task != "pcpt")  # no term of that task depends on it
         self.task, self.contrast, self.weights = task, contrast, dict(weights or {})
-        self.pooling = pooling
+        self.pooling, self.positives = pooling, positives
         self.prompting = True
         self.legacy_generation = legacy_generation
 
@@ -101,17 +114,17 @@ class PretrainModule(nn.Module):
         logits = None if self.distribution_head is None else self.distribution_head(unknown)
         return Generated(self.expression_head(known).values, self.expression_head(unknown).values, known[:, 0], logits)
 
-    def _streams(self, batch: GenerativeBatch, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _streams(self, batch: GenerativeBatch, cell: Tensor | None = None, **watch: CellPool) -> tuple[Tensor, Tensor]:
         """Vectors of the known tokens and of the unknown genes, (batch, n, d_model) each."""
         encoder = self.transformer.encoder
         known = encoder(batch.known.gene_ids, batch.known.values)
         if cell is not None:
             known = torch.cat([cell.unsqueeze(1), known[:, 1:]], dim=1)
         return self.transformer.encode_generative(
-            known, encoder.without_value(batch.unknown_ids), batch.known.padding, legacy=self.legacy_generation
+            known, encoder.without_value(batch.unknown_ids), batch.known.padding, legacy=self.legacy_generation, **watch
         )
 
-    def _masked(self, batch: GenerativeBatch) -> tuple[Tensor, Tensor]:
+    def _masked(self, batch: GenerativeBatch, pool: CellPool) -> tuple[Tensor, Tensor]:
         """Vectors of the known tokens and of the unknown genes where every token sees every token."""
         known = batch.known
         n_known = known.gene_ids.shape[1]
@@ -120,6 +133,7 @@ class PretrainModule(nn.Module):
             torch.cat([known.gene_ids, batch.unknown_ids], dim=1),
             torch.cat([known.values, torch.full_like(batch.targets, _MASKED)], dim=1),
             torch.cat([shown, batch.unknown_padding], dim=1),
+            watch=lambda x: pool(x[:, :n_known]),
         )
         return hidden[:, :n_known], hidden[:, n_known:]
 
@@ -150,9 +164,9 @@ class PretrainModule(nn.Module):
         counted = ~batch.unknown_padding
         terms: dict[str, Tensor] = {}
         answers: list[Tensor] = []  # vectors of the unknown genes of each pass
-        shown = None
+        view = CellPool(self.pooling, padding=batch.known.padding, values=batch.known.values)
         if self.task != "pcpt":
-            shown, unknown = self._streams(batch)
+            shown, unknown = self._streams(batch, watch=view)
             cell = shown[:, 0]
             answers.append(unknown)
             terms["gep"] = masked_mse(self.expression_head(unknown).values, batch.targets, counted)
@@ -162,8 +176,8 @@ class PretrainModule(nn.Module):
                 answers.append(prompted)
                 terms["prompt"] = masked_mse(self.expression_head(prompted).values, batch.targets, counted)
         if self.task != "gen":
-            known, hidden = self._masked(batch)
-            shown = known if shown is None else shown
+            other = CellPool(self.pooling, padding=batch.known.padding, values=batch.known.values)
+            known, hidden = self._masked(batch, view if self.task == "pcpt" else other)
             answers.append(hidden)
             terms["masked_gep"] = masked_mse(self.expression_head(hidden).values, batch.targets, counted)
             terms["masked_gepc"] = masked_mse(self.from_cell(known[:, 0], batch.unknown_ids), batch.targets, counted)
@@ -171,10 +185,24 @@ class PretrainModule(nn.Module):
             losses = [masked_cross_entropy(self.distribution_head(x), batch.targets, counted) for x in answers]
             terms["distribution"] = torch.stack(losses).mean()
         if self.contrast:
-            first = pool(shown, how=self.pooling, padding=batch.known.padding, values=batch.known.values)
-            terms["contrast"] = contrastive_cells(first, self._other_view(batch), temperature=_TEMPERATURE)
+            terms["contrast"] = self._contrast(batch, view.result())
         weights = {name: self.weights.get(name, 1.0) for name in terms}
         return combine(terms, weights, over={"contrast": "cells"})
+
+    def _contrast(self, batch: GenerativeBatch, first: Tensor) -> Tensor:
+        """The term between the two views; `first` (batch, d_model) are the cell vectors of the known genes."""
+        second = self._other_view(batch)
+        if self.positives == "self":
+            return contrastive_cells(first, second, temperature=_TEMPERATURE)
+        whole = self._gene_sum(batch)
+        return similar_cells(first, second, whole, temperature=_TEMPERATURE, sharpness=_SHARPNESS)
+
+    @torch.no_grad()
+    def _gene_sum(self, batch: GenerativeBatch) -> Tensor:
+        """Vectors of all genes of each cell, weighted by their bins, (batch, d_model)."""
+        ids = torch.cat([batch.known.gene_ids[:, 1:], batch.unknown_ids], dim=1)
+        bins = torch.cat([batch.known.values[:, 1:], batch.targets], dim=1).clamp(min=0)  # padding is below 0
+        return torch.einsum("bl,bld->bd", bins, self.transformer.encoder.genes(ids).to(bins.dtype))
 
     def _other_view(self, batch: GenerativeBatch) -> Tensor:
         """Cell vectors from the genes that were unknown to the first view, (batch, d_model)."""
@@ -182,7 +210,9 @@ class PretrainModule(nn.Module):
         gene_ids = torch.cat([cls_id, batch.unknown_ids], dim=1)
         values = torch.cat([cls_value, batch.targets], dim=1)
         padding = torch.cat([torch.zeros_like(cls_id, dtype=torch.bool), batch.unknown_padding], dim=1)
-        return pool(self.transformer(gene_ids, values, padding), how=self.pooling, padding=padding, values=values)
+        pool = CellPool(self.pooling, padding=padding, values=values)
+        self.transformer(gene_ids, values, padding, watch=pool)
+        return pool.result()
 
 
 def initial_weights(config: TransformerConfig, *, seed: int) -> dict[str, Tensor]:

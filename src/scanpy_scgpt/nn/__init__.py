@@ -7,12 +7,13 @@ from ._heads import CellToGeneHead, ClassHead, Expression, ExpressionHead, Value
 from ._layers import EncoderLayer, FeedForward
 from ._linear import Linear
 from ._packed import Segments, has_packed_kernel, packed_attention
-from ._pooling import POOLINGS, pool
+from ._pooling import POOLINGS, CellPool, pool
 from ._transformer import CellTransformer
 
 __all__ = [
     "POOLINGS",
     "CategoryValueEncoder",
+    "CellPool",
     "CellToGeneHead",
     "CellTransformer",
     "ClassHead",

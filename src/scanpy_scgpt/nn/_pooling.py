@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,16 +12,55 @@ from scanpy_scgpt._types import Pooling
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
-def pool(hidden: Tensor, *, how: Pooling, padding: Tensor | None = None, values: Tensor | None = None) -> Tensor:
-    """One vector per cell.
+class CellPool:
+    """Token vectors to one vector per cell: call it with what enters the layers, then with what each layer gives.
+
+    Parameters
+    ----------
+    how
+        `"cls"`: the first token; `"mean"`: mean over the tokens that are not padded; `"weighted"`: sum weighted by
+        the values that are not padded, scaled to length 1; these of the last call. `"layers"`: the sum of the
+        `"weighted"` vectors of all calls, scaled to length 1.
+    padding
+        (batch, length) bool, True where padded, or None.
+    values
+        (batch, length), for `"weighted"` and `"layers"`.
+    """
+
+    def __init__(self, how: Pooling, *, padding: Tensor | None = None, values: Tensor | None = None) -> None:
+        self.how, self.padding, self.values = how, padding, values
+        self._last: Tensor | None = None
+        self._sum: Tensor | float = 0.0
+
+    def __call__(self, hidden: Tensor) -> None:
+        """Take vectors of tokens, (batch, length, d_model)."""
+        if self.how == "layers":
+            self._sum = self._sum + pool(hidden, how="weighted", padding=self.padding, values=self.values)
+        else:
+            self._last = hidden
+
+    def result(self) -> Tensor:
+        """Vectors of cells, (batch, d_model)."""
+        if self.how == "layers":
+            return F.normalize(self._sum, dim=1)
+        return pool(self._last, how=self.how, padding=self.padding, values=self.values)
+
+
+def pool(
+    hidden: Tensor,
+    *,
+    how: Literal["cls", "mean", "weighted"],
+    padding: Tensor | None = None,
+    values: Tensor | None = None,
+) -> Tensor:
+    """One vector per cell, from one layer.
 
     Parameters
     ----------
     hidden
         (batch, length, d_model).
     how
-        `"cls"`: the first token; `"mean"`: mean over the tokens that are not padded; `"weighted"`: sum weighted by
-        the values that are not padded, scaled to length 1.
+        `"cls"`, `"mean"` or `"weighted"`, as in :class:`CellPool`.
     padding
         (batch, length) bool, True where padded, or None.
     values

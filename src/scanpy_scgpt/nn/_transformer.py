@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,10 @@ from ._attention import SelfAttention
 from ._config import TransformerConfig
 from ._embeddings import CategoryValueEncoder, ContinuousValueEncoder, GeneEncoder, InputEncoder
 from ._layers import EncoderLayer, FeedForward
+
+
+def _nobody(_hidden: Tensor) -> None:
+    """Looks at no layer."""
 
 
 def _value_encoder(config: TransformerConfig) -> nn.Module | None:
@@ -56,7 +62,14 @@ class CellTransformer(nn.Module):
             nn.init.zeros_(layer.attention.in_proj.bias)
             nn.init.zeros_(layer.attention.out_proj.bias)
 
-    def forward(self, gene_ids: Tensor, values: Tensor, padding: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        gene_ids: Tensor,
+        values: Tensor,
+        padding: Tensor | None = None,
+        *,
+        watch: Callable[[Tensor], None] = _nobody,
+    ) -> Tensor:
         """Encode cells.
 
         Parameters
@@ -67,21 +80,31 @@ class CellTransformer(nn.Module):
             (batch, length) float.
         padding
             (batch, length) bool, True where padded, or None.
+        watch
+            Is shown what enters the layers and what each of them gives, (batch, length, d_model).
 
         Returns
         -------
         (batch, length, d_model); undefined where padded.
         """
-        return self.encode(self.encoder(gene_ids, values), padding)
+        return self.encode(self.encoder(gene_ids, values), padding, watch=watch)
 
-    def encode(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, padding: Tensor | None = None, *, watch: Callable[[Tensor], None] = _nobody) -> Tensor:
         """Run the layers over token vectors (batch, length, d_model)."""
+        watch(x)
         for layer in self.layers:
             x = layer(x, padding)
+            watch(x)
         return x
 
     def encode_generative(
-        self, known: Tensor, unknown: Tensor, known_padding: Tensor | None = None, *, legacy: bool = False
+        self,
+        known: Tensor,
+        unknown: Tensor,
+        known_padding: Tensor | None = None,
+        *,
+        legacy: bool = False,
+        watch: Callable[[Tensor], None] = _nobody,
     ) -> tuple[Tensor, Tensor]:
         """Run both streams: known tokens see known tokens, an unknown token sees known tokens and itself.
 
@@ -93,6 +116,8 @@ class CellTransformer(nn.Module):
             (batch, n_known) bool, True where padded, or None.
         legacy
             Leave the output projection of attention out for unknown tokens, as the original does.
+        watch
+            Is shown the known tokens as they enter the layers and as each of them gives them.
 
         Returns
         -------
@@ -100,6 +125,7 @@ class CellTransformer(nn.Module):
         """
         n_known = known.shape[1]
         x = torch.cat([known, unknown], dim=1)
+        watch(known)
         for layer in self.layers:
             attention = layer.attention
             x = layer.mix(
@@ -108,4 +134,5 @@ class CellTransformer(nn.Module):
                     tokens, n_known, known_padding, project_unknown=not legacy
                 ),
             )
+            watch(x[:, :n_known])
         return x[:, :n_known], x[:, n_known:]

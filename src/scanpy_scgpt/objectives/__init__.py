@@ -1,7 +1,7 @@
 """Objectives: pure functions of tensors."""
 
 from ._combine import Loss, combine
-from ._contrastive import contrastive_cells, elastic_similarity
+from ._contrastive import contrastive_cells, elastic_similarity, similar_cells
 from ._reconstruction import masked_cross_entropy, masked_mse, masked_nonzero_nll
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "masked_cross_entropy",
     "masked_mse",
     "masked_nonzero_nll",
+    "similar_cells",
 ]

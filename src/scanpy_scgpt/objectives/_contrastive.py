@@ -26,3 +26,20 @@ def contrastive_cells(first: Tensor, second: Tensor, *, temperature: float = 0.5
     """
     similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
     return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))
+
+
+def similar_cells(first: Tensor, second: Tensor, whole: Tensor, *, temperature: float, sharpness: float) -> Tensor:
+    """Two views of cells, each from a part of the genes, find the cells that are alike when all genes are seen.
+
+    A cross entropy. Targets are the softmax of `cosine / sharpness` of the `whole` vectors, less their mean over the
+    batch, and take no gradient; predictions the softmax of `cosine / temperature` between the views. Mean over both
+    directions.
+
+    Shapes: `first`, `second` (batch, d_model), `whole` (batch, d), row `i` of all from cell `i` -> scalar.
+    """
+    unit = F.normalize(whole.detach().float(), dim=1)
+    unit = F.normalize(unit - unit.mean(dim=0), dim=1)
+    alike = unit @ unit.T / sharpness
+    similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
+    targets = alike.softmax(dim=1)  # the cosines are symmetric, so both directions have the same
+    return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.T, targets)) / 2

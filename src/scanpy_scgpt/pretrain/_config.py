@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from scanpy_scgpt._types import Pooling, Ties
 from scanpy_scgpt._validate import check_one_of
-from scanpy_scgpt.module import TERMS, Task
+from scanpy_scgpt.module import TERMS, Positives, Task
 
 from ._gene_table import GENE_TABLES, GeneTableStart
 
@@ -37,7 +37,7 @@ class PretrainConfig:
         their genes.
     pooling
         How token vectors become the cell vector that `contrast` compares, and that :func:`scanpy_scgpt.tl.embed` gives
-        by default: `"cls"`, `"mean"`, or `"weighted"` by the bins.
+        by default: `"cls"`, `"mean"`, `"weighted"` by the bins, or `"layers"`: such a sum of every layer and its input.
     task
         `"gen"`: an unknown gene sees the known genes and itself (terms `gep`, `gepc`, `prompt`). `"pcpt"`: unknown
         genes stay in the sequence as masked values and every token sees every token (`masked_gep`, `masked_gepc`).
@@ -69,6 +69,9 @@ class PretrainConfig:
     contrast
         Train the contrastive term between two disjoint sets of genes of a cell; its negatives are the cells that are
         computed at once on a device.
+    positives
+        What belongs together in that term: `"self"`, the two sets of one cell; `"similar"`, the sets of cells that are
+        alike by the gene vectors of all their genes.
     panel_share
         Share of steps whose cells are shown as a smaller gene panel would show them, digits taken anew.
     balance, balance_power
@@ -111,6 +114,7 @@ class PretrainConfig:
     weights: dict[str, float] = field(default_factory=dict)
     distribution: bool = True
     contrast: bool = False
+    positives: Positives = "self"
     panel_share: float = 0.0
     balance: Grouping | None = None
     balance_power: float = 0.5
@@ -173,6 +177,7 @@ class PretrainConfig:
         check_one_of(self.ties, get_args(Ties), name="ties")
         check_one_of(self.gene_table, GENE_TABLES, name="gene_table")
         check_one_of(self.task, get_args(Task), name="task")
+        check_one_of(self.positives, get_args(Positives), name="positives")
         check_one_of(self.pooling, get_args(Pooling), name="pooling")
         for name in ("balance", "step_from"):
             check_one_of(getattr(self, name), (*get_args(Grouping), None), name=name)

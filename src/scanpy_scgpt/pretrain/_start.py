@@ -119,6 +119,7 @@ def network(
             shape,
             task=config.task,
             contrast=config.contrast,
+            positives=config.positives,
             pooling=config.pooling,
             distribution=config.distribution,
             weights=config.weights,

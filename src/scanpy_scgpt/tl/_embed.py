@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -83,7 +83,8 @@ def embed(
     ties
         Bin of tied values: `"random"`, `"low"`, `"mid"`, `"high"`; the checkpoint's own by default.
     pooling
-        `"cls"`, `"mean"` or `"weighted"`; the checkpoint's own by default.
+        `"cls"` (the vector of the first token), `"mean"` (of all tokens), `"weighted"` (their sum, weighted by the
+        bins) or `"layers"` (such a sum of every layer and of its input); the checkpoint's own by default.
     normalize
         Scale each vector to length 1.
     gene_embeddings
@@ -161,7 +162,7 @@ def embed(
     seed, keys = seed_of(rng), EmbedKeys.named(key_added)
     checkpoint = models.load(model)
     pooling = checkpoint.info.get("pooling", "cls") if pooling is None else pooling
-    check_one_of(pooling, ("cls", "mean", "weighted"), name="pooling")
+    check_one_of(pooling, get_args(Pooling), name="pooling")
     config = checkpoint.tokenizer.updated(max_length=max_length, select=select, ties=ties)
     where = {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols, "gene_table": gene_table}
     make = CellTokens if paths is None else CellFiles

@@ -7,7 +7,7 @@ import re
 import anndata as ad
 import pytest
 
-from scanpy_scgpt import cli
+from scanpy_scgpt import cli, models
 
 
 def test_the_demo_beats_an_untrained_network(tmp_path, capsys):
@@ -25,7 +25,7 @@ def test_the_demo_beats_an_untrained_network(tmp_path, capsys):
     assert image.startswith(b"\x89PNG")
     assert len(image) > 20_000
     adata = ad.read_h5ad(tmp_path / "demo" / "demo.h5ad")
-    assert adata.obsm["X_scgpt"].shape == (700, 128)
+    assert adata.obsm["X_scgpt"].shape == (700, models.load("mini").transformer.d_model)
     assert adata.uns["scgpt"]["embed"]["model"] == "mini"
     assert adata.obsm["X_scgpt_umap"].shape == (700, 2)
 

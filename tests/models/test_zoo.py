@@ -28,10 +28,12 @@ def test_the_bundled_model_loads_and_is_small():
     assert "Training data" in mini.card
 
 
-def test_its_losses_are_below_the_mean_digit_of_each_gene():
-    info = models.load("mini").info
-    assert info["losses"]["gep_validation"] < info["mean_bin_mse"]["per_gene"] < info["mean_bin_mse"]["constant"]
-    assert info["losses"]["gepc_validation"] < info["mean_bin_mse"]["per_gene"]
+def test_its_errors_are_below_those_of_linear_predictors():
+    errors = models.load("mini").info["errors"]
+    assert set(errors) == {"0.25", "0.5", "0.75"}
+    for found in errors.values():
+        assert max(found["gep"], found["prompt"]) < found["ridge"] < found["gene_mean"] < found["mean_digit"]
+        assert found["gepc"] < found["gene_mean"]
 
 
 def test_none_means_the_setting(tmp_path):

@@ -97,6 +97,9 @@ def test_initial_weights_leave_the_random_state(batch):
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[name], again[name]) for name in first)
     other = initial_weights(CONFIG, seed=4)
+    more = initial_weights(CONFIG, seed=3, distribution=True)
+    assert all(torch.equal(more[name], tensor) for name, tensor in first.items())
+    assert any(name.startswith("distribution_head.") for name in more)
     assert not torch.equal(first["transformer.encoder.unknown"], other["transformer.encoder.unknown"])
 
 

@@ -289,7 +289,8 @@ def untrained(model: str | os.PathLike[str] | Checkpoint | None = None, *, rng: 
     A checkpoint with the same settings and vocabulary.
     """
     checkpoint = load(model)
-    weights = initial_weights(checkpoint.transformer, seed=rng)
+    distribution = any(name.startswith("distribution_head.") for name in checkpoint.weights)
+    weights = initial_weights(checkpoint.transformer, seed=rng, distribution=distribution)
     name = f"untrained {checkpoint.name}"
     info = {key: value for key, value in checkpoint.info.items() if key in {"pooling", "legacy_generation"}}
     return replace(checkpoint, name=name, weights=weights, digest="", card="", info=info, ignored={})

@@ -215,8 +215,11 @@ class PretrainModule(nn.Module):
         return pool.result()
 
 
-def initial_weights(config: TransformerConfig, *, seed: int) -> dict[str, Tensor]:
-    """Random weights of a network, by the names of a checkpoint; global random state is left as it was."""
+def initial_weights(config: TransformerConfig, *, seed: int, distribution: bool = False) -> dict[str, Tensor]:
+    """Random weights of a network, by the names of a checkpoint; global random state is left as it was.
+
+    `distribution`: with the head of the value distribution; the other weights are the same with it and without.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also queue a seed for CUDA
-        return PretrainModule(config).state_dict()
+        return PretrainModule(config, distribution=distribution).state_dict()

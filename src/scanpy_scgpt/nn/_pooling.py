@@ -60,7 +60,7 @@ def pool(
     hidden
         (batch, length, d_model).
     how
-        `"cls"`, `"mean"` or `"weighted"`, as in :class:`CellPool`.
+        `"cls"`, `"mean"` or `"weighted"`, as in :class:`scanpy_scgpt.nn.CellPool`.
     padding
         (batch, length) bool, True where padded, or None.
     values

@@ -3,9 +3,9 @@
     python -m benchmarks.label_transfer [--data FOLDER] [--seeds N]
 
 The label of each cell is predicted from its 10 nearest neighbours among the other cells of its study (5 folds). The
-bundled model, an untrained network of the same shape (several seeds), and PCA of the same cells by both distances are
-given the same folds. All labelled cells of the six studies of :mod:`benchmarks.studies` take part; none of them
-is in the corpus of the model.
+bundled model, its start (the same gene table below layers that learned nothing), an untrained network of the same shape
+(several seeds of each), and PCA of the same cells by both distances are given the same folds. All labelled cells of the
+six studies of :mod:`benchmarks.studies` take part; none of them is in the corpus of the model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -20,11 +21,23 @@ import numpy as np
 
 from benchmarks.studies._common import Setup, queries_of
 from scanpy_scgpt import baselines, metrics, models, settings, tl
+from scanpy_scgpt.io import Checkpoint
+from scanpy_scgpt.module import PretrainModule
 
 from ._harness import conclude
 
 ALL_CELLS = 10**9
+TABLE = "transformer.encoder.genes.embedding.weight"
 MEASURES = ("accuracy", "macro_f1")
+
+
+def start_of(checkpoint: Checkpoint, *, seed: int) -> Checkpoint:
+    """The gene table of a model below new layers, as :func:`scanpy_scgpt.pretrain.run` starts them quietly."""
+    new = models.untrained(checkpoint, rng=seed)
+    module = PretrainModule(checkpoint.transformer, distribution=True)
+    module.load_state_dict(new.weights)
+    module.start_from(checkpoint.weights[TABLE], mean_digit=checkpoint.tokenizer.n_bins / 2, quiet=True)
+    return replace(new, weights=module.state_dict(), name=f"start of {checkpoint.name}")
 
 
 def compare(adata: ad.AnnData, *, n_seeds: int) -> dict[str, dict[str, float]]:
@@ -32,6 +45,8 @@ def compare(adata: ad.AnnData, *, n_seeds: int) -> dict[str, dict[str, float]]:
     tl.embed(adata, "mini")
     found = {"mini": (adata.obsm["X_scgpt"], True)}
     for seed in range(n_seeds):
+        tl.embed(adata, start_of(models.load("mini"), seed=seed), key_added="X_start")
+        found[f"its start, seed {seed}"] = (adata.obsm["X_start"], True)
         tl.embed(adata, models.untrained("mini", rng=seed), key_added="X_untrained")
         found[f"untrained, seed {seed}"] = (adata.obsm["X_untrained"], True)
     baselines.embed_pca(adata)

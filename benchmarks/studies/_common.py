@@ -70,7 +70,7 @@ NETWORK = {
 }
 TRAINS = ("tokenizer", "data", "nn", "objectives", "module", "train", "pretrain", "model")  # folders of the package
 RIVALS_OF: dict[str, dict] = {}  # errors of the linear rivals, by what is asked
-ASKED = ("batch_size", "max_length", "ratios", "panel_share", "balance", "step_from", "validation_by")  # decides it
+ASKED = ("batch_size", "max_length", "ratios", "validation_share", "validation_by", "validation_studies")  # decide it
 MIN_CELLS = 20
 RARE = 5  # labels of fewer cells are left out
 PCA = ("PCA of the query, Euclidean", "PCA of the query, cosine")

@@ -14,7 +14,7 @@ import torch
 from scanpy_scgpt import io
 from scanpy_scgpt.model import Embedder, _devices, _engines, _workers, choose_device
 from scanpy_scgpt.module import initial_weights
-from scanpy_scgpt.nn import CellTransformer, TransformerConfig, pool
+from scanpy_scgpt.nn import CellPool, CellTransformer, TransformerConfig, pool
 from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig, Tokens
 
 VOCAB = GeneVocab([f"G{i}" for i in range(97)])
@@ -73,6 +73,24 @@ def test_vectors_are_those_of_the_plain_network(tokens, pooling, scheme):
     got = Embedder(checkpoint, device="cpu", pooling=pooling).embed_tokens(tokens)
     expected = _one_by_one(checkpoint, tokens, pooling)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted", "layers"])
+def test_the_first_token_weighs_alike_whatever_the_encoding(tokens, pooling):
+    """A table of bins has another row for `<cls>`, not another weight in the sum."""
+    checkpoint = _checkpoint(value_encoding="category")
+    got = Embedder(checkpoint, device="cpu", pooling=pooling).embed_tokens(tokens)
+    network = CellTransformer(checkpoint.transformer).eval()
+    io.load_component(network, checkpoint, "transformer")
+    for i in (2, 5):
+        start, stop = tokens.indptr[i : i + 2]
+        ids = torch.tensor([[VOCAB.cls_id, *tokens.gene_ids[start:stop].tolist()]])
+        rows = torch.tensor([[float(checkpoint.tokenizer.n_bins), *tokens.values[start:stop].tolist()]])
+        values = torch.tensor([[-2.0, *tokens.values[start:stop].tolist()]])
+        cells = CellPool(pooling, values=values)
+        with torch.no_grad():
+            network(ids, rows, watch=cells)
+        np.testing.assert_allclose(got[i], cells.result()[0].numpy(), atol=1e-5 * np.abs(got[i]).max())
 
 
 @pytest.mark.parametrize("encoding", ["scaling", "category"])

@@ -67,6 +67,15 @@ def test_similar_cells_is_the_cross_entropy_of_the_similarities():
     assert given[2].grad is None
 
 
+def test_half_precision_leaves_the_targets_of_similar_cells():
+    views = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    whole = views + 3  # nearly parallel: half precision could not tell them apart
+    exact = similar_cells(views, views, whole, temperature=0.1, sharpness=0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = similar_cells(views, views, whole, temperature=0.1, sharpness=0.05)
+    assert half.item() == pytest.approx(exact.item(), rel=0.02)
+
+
 def test_similar_cells_prefers_views_that_keep_the_groups():
     whole = torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]])
     mixed = whole[[0, 2, 1, 3]]

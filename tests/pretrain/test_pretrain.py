@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from scanpy_scgpt import io, pretrain
+from scanpy_scgpt import io, pretrain, tl
 from scanpy_scgpt.pretrain._curves import SPEED
 from scanpy_scgpt.pretrain._gene_table import coexpression_table
 from scanpy_scgpt.pretrain._resume import _different, identity_of, join_metrics, prepare_folder
@@ -210,6 +210,7 @@ def test_a_run_goes_on_with_other_micro_batches():
 
     assert identity(max_tokens=4000) == identity()
     assert identity(max_tokens=4000, contrast=True) != identity(contrast=True)
+    assert identity(contrast=True, positives="similar") != identity(contrast=True)
     earlier = {key: value for key, value in identity().items() if key != "format"}
     assert _different(earlier, identity()) == ["format"]
     assert _different(identity("mini@0"), identity("mini@1", dropout=0.3)) == ["dropout", "continue_from"]
@@ -301,6 +302,18 @@ def test_the_saved_tokens_are_as_long_as_those_of_training(files, tmp_path):
     assert done.tokenizer.max_length == 1500
     for name, tensor in io.read_checkpoint(tmp_path / "model").weights.items():
         assert torch.equal(done.weights[name], tensor)
+
+
+def test_the_recipe_of_mini_trains_and_embeds(files, tmp_path):
+    """Contrast by similar cells, pooling over all layers, a quiet start; the pooling goes along with the model."""
+    recipe = {"contrast": True, "positives": "similar", "pooling": "layers", "quiet_start": True, "step_from": "study"}
+    done = pretrain.run(files, tmp_path, vocab=VOCAB, max_steps=3, accelerator="cpu", **recipe, **SMALL)
+    assert done.info["pooling"] == "layers"
+    assert np.isfinite(done.info["losses"]["contrast_validation"])
+    adata = ad.read_h5ad(files[0])
+    tl.embed(adata, done, device="cpu", min_genes=1)
+    assert adata.uns["scgpt"]["embed"]["pooling"] == "layers"
+    np.testing.assert_allclose(np.linalg.norm(adata.obsm["X_scgpt"], axis=1), 1, atol=1e-5)
 
 
 def test_a_frozen_gene_table_stays(files, tmp_path):

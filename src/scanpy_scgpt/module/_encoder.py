@@ -61,9 +61,10 @@ class CellEncoder(nn.Module):
         encoder = self.transformer.encoder
         digits = torch.arange(self.n_bins + 1, dtype=torch.float32)
         digits[-1] = self.cls_value  # the last row is <cls>
+        rows = digits.clone()
         if isinstance(encoder.values, CategoryValueEncoder) and self.cls_value < 0:
-            digits[-1] = self.n_bins  # negative marks have their own rows there
-        value_table = None if encoder.values is None else encoder.values(digits).to(dtype)
+            rows[-1] = self.n_bins  # negative marks have their own rows there
+        value_table = None if encoder.values is None else encoder.values(rows).to(dtype)
         self.register_buffer("digits", digits, persistent=False)
         self.register_buffer("gene_table", encoder.genes.table().to(dtype), persistent=False)
         self.register_buffer("value_table", value_table, persistent=False)
@@ -121,7 +122,7 @@ class CellEncoder(nn.Module):
             lambda layer, x: layer.mix(x, attend[layer]),
             lambda x: pool(cells.pad(x)[0].float()),
         )
-        return self._leave(cells.pad(x)[0], pool)
+        return self._leave(cells.pad(x)[0] if self.cls_only else x, pool)
 
     def _enter(self, gene_ids: Tensor, digits: Tensor) -> Tensor:
         """Vectors of tokens, (..., d_model)."""
@@ -145,7 +146,7 @@ class CellEncoder(nn.Module):
         return x
 
     def _leave(self, x: Tensor, pool: CellPool) -> Tensor:
-        """Cell vectors (batch, d_model) float32; `x` (batch, length, d_model) for `<cls>` alone."""
+        """Cell vectors (batch, d_model) float32; `x` (batch, length, d_model) is looked at for `<cls>` alone."""
         if self.cls_only:
             return _cls_of_layer(self.transformer.layers[-1], x, pool.padding).float()
         return pool.result()

@@ -16,6 +16,7 @@ from scanpy_scgpt.nn import (
     ExpressionHead,
     TransformerConfig,
     ValueDistributionHead,
+    watch_nothing,
 )
 from scanpy_scgpt.objectives import (
     Loss,
@@ -114,18 +115,24 @@ class PretrainModule(nn.Module):
         logits = None if self.distribution_head is None else self.distribution_head(unknown)
         return Generated(self.expression_head(known).values, self.expression_head(unknown).values, known[:, 0], logits)
 
-    def _streams(self, batch: GenerativeBatch, cell: Tensor | None = None, **watch: CellPool) -> tuple[Tensor, Tensor]:
-        """Vectors of the known tokens and of the unknown genes, (batch, n, d_model) each."""
+    def _streams(
+        self, batch: GenerativeBatch, cell: Tensor | None = None, *, view: CellPool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors of the known tokens and of the unknown genes, (batch, n, d_model) each; `view` pools the known."""
         encoder = self.transformer.encoder
         known = encoder(batch.known.gene_ids, batch.known.values)
         if cell is not None:
             known = torch.cat([cell.unsqueeze(1), known[:, 1:]], dim=1)
         return self.transformer.encode_generative(
-            known, encoder.without_value(batch.unknown_ids), batch.known.padding, legacy=self.legacy_generation, **watch
+            known,
+            encoder.without_value(batch.unknown_ids),
+            batch.known.padding,
+            legacy=self.legacy_generation,
+            watch=view or watch_nothing,
         )
 
-    def _masked(self, batch: GenerativeBatch, pool: CellPool) -> tuple[Tensor, Tensor]:
-        """Vectors of the known tokens and of the unknown genes where every token sees every token."""
+    def _masked(self, batch: GenerativeBatch, *, view: CellPool | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`_streams` where every token sees every token."""
         known = batch.known
         n_known = known.gene_ids.shape[1]
         shown = torch.zeros_like(known.gene_ids, dtype=torch.bool) if known.padding is None else known.padding
@@ -133,7 +140,7 @@ class PretrainModule(nn.Module):
             torch.cat([known.gene_ids, batch.unknown_ids], dim=1),
             torch.cat([known.values, torch.full_like(batch.targets, _MASKED)], dim=1),
             torch.cat([shown, batch.unknown_padding], dim=1),
-            watch=lambda x: pool(x[:, :n_known]),
+            watch=watch_nothing if view is None else lambda x: view(x[:, :n_known]),
         )
         return hidden[:, :n_known], hidden[:, n_known:]
 
@@ -164,9 +171,9 @@ class PretrainModule(nn.Module):
         counted = ~batch.unknown_padding
         terms: dict[str, Tensor] = {}
         answers: list[Tensor] = []  # vectors of the unknown genes of each pass
-        view = CellPool(self.pooling, padding=batch.known.padding, values=batch.known.values)
+        view = self._view(batch) if self.contrast else None
         if self.task != "pcpt":
-            shown, unknown = self._streams(batch, watch=view)
+            shown, unknown = self._streams(batch, view=view)
             cell = shown[:, 0]
             answers.append(unknown)
             terms["gep"] = masked_mse(self.expression_head(unknown).values, batch.targets, counted)
@@ -176,8 +183,7 @@ class PretrainModule(nn.Module):
                 answers.append(prompted)
                 terms["prompt"] = masked_mse(self.expression_head(prompted).values, batch.targets, counted)
         if self.task != "gen":
-            other = CellPool(self.pooling, padding=batch.known.padding, values=batch.known.values)
-            known, hidden = self._masked(batch, view if self.task == "pcpt" else other)
+            known, hidden = self._masked(batch, view=view if self.task == "pcpt" else None)
             answers.append(hidden)
             terms["masked_gep"] = masked_mse(self.expression_head(hidden).values, batch.targets, counted)
             terms["masked_gepc"] = masked_mse(self.from_cell(known[:, 0], batch.unknown_ids), batch.targets, counted)
@@ -188,6 +194,9 @@ class PretrainModule(nn.Module):
             terms["contrast"] = self._contrast(batch, view.result())
         weights = {name: self.weights.get(name, 1.0) for name in terms}
         return combine(terms, weights, over={"contrast": "cells"})
+
+    def _view(self, batch: GenerativeBatch) -> CellPool:
+        return CellPool(self.pooling, padding=batch.known.padding, values=batch.known.values)
 
     def _contrast(self, batch: GenerativeBatch, first: Tensor) -> Tensor:
         """The term between the two views; `first` (batch, d_model) are the cell vectors of the known genes."""
@@ -202,7 +211,8 @@ class PretrainModule(nn.Module):
         """Vectors of all genes of each cell, weighted by their bins, (batch, d_model)."""
         ids = torch.cat([batch.known.gene_ids[:, 1:], batch.unknown_ids], dim=1)
         bins = torch.cat([batch.known.values[:, 1:], batch.targets], dim=1).clamp(min=0)  # padding is below 0
-        return torch.einsum("bl,bld->bd", bins, self.transformer.encoder.genes(ids).to(bins.dtype))
+        with torch.autocast(bins.device.type, enabled=False):
+            return torch.einsum("bl,bld->bd", bins.float(), self.transformer.encoder.genes(ids).float())
 
     def _other_view(self, batch: GenerativeBatch) -> Tensor:
         """Cell vectors from the genes that were unknown to the first view, (batch, d_model)."""

@@ -8,7 +8,7 @@ from ._layers import EncoderLayer, FeedForward
 from ._linear import Linear
 from ._packed import Segments, has_packed_kernel, packed_attention
 from ._pooling import POOLINGS, CellPool, pool
-from ._transformer import CellTransformer
+from ._transformer import CellTransformer, watch_nothing
 
 __all__ = [
     "POOLINGS",
@@ -30,4 +30,5 @@ __all__ = [
     "has_packed_kernel",
     "packed_attention",
     "pool",
+    "watch_nothing",
 ]

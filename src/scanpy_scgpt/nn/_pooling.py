@@ -40,7 +40,7 @@ class CellPool:
             self._last = hidden
 
     def result(self) -> Tensor:
-        """Vectors of cells, (batch, d_model)."""
+        """Vectors of cells, (batch, d_model), of what was taken so far."""
         if self.how == "layers":
             return F.normalize(self._sum, dim=1)
         return pool(self._last, how=self.how, padding=self.padding, values=self.values)

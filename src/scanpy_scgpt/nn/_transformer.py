@@ -13,8 +13,8 @@ from ._embeddings import CategoryValueEncoder, ContinuousValueEncoder, GeneEncod
 from ._layers import EncoderLayer, FeedForward
 
 
-def _nobody(_hidden: Tensor) -> None:
-    """Looks at no layer."""
+def watch_nothing(_hidden: Tensor) -> None:
+    """What is shown to nobody: the default of `watch`."""
 
 
 def _value_encoder(config: TransformerConfig) -> nn.Module | None:
@@ -68,7 +68,7 @@ class CellTransformer(nn.Module):
         values: Tensor,
         padding: Tensor | None = None,
         *,
-        watch: Callable[[Tensor], None] = _nobody,
+        watch: Callable[[Tensor], None] = watch_nothing,
     ) -> Tensor:
         """Encode cells.
 
@@ -89,7 +89,9 @@ class CellTransformer(nn.Module):
         """
         return self.encode(self.encoder(gene_ids, values), padding, watch=watch)
 
-    def encode(self, x: Tensor, padding: Tensor | None = None, *, watch: Callable[[Tensor], None] = _nobody) -> Tensor:
+    def encode(
+        self, x: Tensor, padding: Tensor | None = None, *, watch: Callable[[Tensor], None] = watch_nothing
+    ) -> Tensor:
         """Run the layers over token vectors (batch, length, d_model)."""
         watch(x)
         for layer in self.layers:
@@ -104,7 +106,7 @@ class CellTransformer(nn.Module):
         known_padding: Tensor | None = None,
         *,
         legacy: bool = False,
-        watch: Callable[[Tensor], None] = _nobody,
+        watch: Callable[[Tensor], None] = watch_nothing,
     ) -> tuple[Tensor, Tensor]:
         """Run both streams: known tokens see known tokens, an unknown token sees known tokens and itself.
 

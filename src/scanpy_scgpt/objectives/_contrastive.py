@@ -37,9 +37,9 @@ def similar_cells(first: Tensor, second: Tensor, whole: Tensor, *, temperature: 
 
     Shapes: `first`, `second` (batch, d_model), `whole` (batch, d), row `i` of all from cell `i` -> scalar.
     """
-    unit = F.normalize(whole.detach().float(), dim=1)
-    unit = F.normalize(unit - unit.mean(dim=0), dim=1)
-    alike = unit @ unit.T / sharpness
-    similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
-    targets = alike.softmax(dim=1)  # the cosines are symmetric, so both directions have the same
+    with torch.autocast(whole.device.type, enabled=False):  # half precision would blur the targets
+        unit = F.normalize(whole.detach().float(), dim=1)
+        unit = F.normalize(unit - unit.mean(dim=0), dim=1)
+        targets = (unit @ unit.T / sharpness).softmax(dim=1)  # cosines are symmetric: the same in both directions
+    similarity = (F.normalize(first, dim=1) @ F.normalize(second, dim=1).T).float() / temperature
     return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.T, targets)) / 2

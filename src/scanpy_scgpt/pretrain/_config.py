@@ -71,7 +71,7 @@ class PretrainConfig:
         computed at once on a device.
     positives
         What belongs together in that term: `"self"`, the two sets of one cell; `"similar"`, the sets of cells that are
-        alike by the gene vectors of all their genes.
+        alike by the gene vectors of both sets together. A gene table that is learned moves these targets.
     panel_share
         Share of steps whose cells are shown as a smaller gene panel would show them, digits taken anew.
     balance, balance_power
@@ -132,6 +132,9 @@ class PretrainConfig:
         self._check_choices()
         if self.d_model % self.n_heads:
             msg = f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: use d_model={self._near_width()}."
+            raise ValueError(msg)
+        if self.positives != "self" and not self.contrast:
+            msg = f"positives={self.positives!r} is about the contrastive term. Pass contrast=True with it."
             raise ValueError(msg)
         if self.validation_studies and self.validation_by != "study":
             msg = (

@@ -18,7 +18,7 @@ from scanpy_scgpt.tokenizer import GeneVocab
 from ._curves import SPEED
 
 logger = get_logger(__name__)
-_FORMAT = 4  # of what a checkpoint says about the steps that were taken
+_FORMAT = 5  # of what a checkpoint says about the steps that were taken
 _MAY_CHANGE = ("max_steps", "lr", "warmup_steps", "precision")  # settings that a run goes on with
 _METRICS, _EARLIER = "metrics.csv", "metrics-earlier.csv"
 
@@ -48,6 +48,7 @@ def identity_of(
     may_change = {name: config.pop(name) for name in _MAY_CHANGE}
     if not config["contrast"]:
         config.pop("max_tokens")
+        config.pop("positives")
     record = {"format": _FORMAT, "config": config, "vocab": vocab.digest, "rng": rng, "data": data}
     return json.loads(json.dumps({**record, "continue_from": parent, **may_change}))
 

@@ -3,7 +3,7 @@
     python scripts/train_mini.py DATA_FOLDER OUT_FOLDER
 
 The data folder holds the files named below and `knowledge/genes_human_gencode.tsv.gz`. A run that was killed goes on
-from its last checkpoint when it is started again. About half an hour on 2 cores.
+from its last checkpoint when it is started again. About an hour on one core.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def embed(
         `"cls"` (the vector of the first token), `"mean"` (of all tokens), `"weighted"` (their sum, weighted by the
         bins) or `"layers"` (such a sum of every layer and of its input); the checkpoint's own by default.
     normalize
-        Scale each vector to length 1.
+        Scale each vector to length 1; those of `"weighted"` and `"layers"` have that length anyway.
     gene_embeddings
         Also write the vectors of the genes.
     min_genes

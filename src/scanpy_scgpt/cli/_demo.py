@@ -82,7 +82,7 @@ def _summary(adata: sc.AnnData, label: str) -> str:
         distances = (True, False) if method == "PCA" else (True,)  # the rival takes its better one
         found = [metrics.knn_agreement(adata.obsm[key], adata.obs[LABELS].to_numpy(), cosine=x) for x in distances]
         got = max(found)
-        name = {"mini": label, "PCA": "PCA, the better of two distances"}.get(method, method)
+        name = {"mini": label, "PCA": "PCA (the better of two distances)"}.get(method, method)
         rows.append(f"| {name} | {got.accuracy:.3f} ({got.low:.3f} to {got.high:.3f}) | {got.macro_f1:.3f} |")
     return "\n".join(
         [

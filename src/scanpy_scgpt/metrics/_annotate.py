@@ -57,6 +57,20 @@ def _scores(right: np.ndarray, n_predicted: np.ndarray, n_true: np.ndarray) -> d
     }
 
 
+def _table(compared: _Compared, *, classes: Classes = "truth") -> pd.DataFrame:
+    """Scores and counts of each label; what :func:`per_class` returns."""
+    check_one_of(classes, ("truth", "both"), name="classes")
+    n_labels = len(compared.labels)
+    counts = np.zeros((n_labels, n_labels + 1), dtype=np.int64)
+    counts[: compared.n_classes] = compared.counts()
+    n_true, n_predicted = counts.sum(axis=1), counts[:, :n_labels].sum(axis=0)
+    table = pd.DataFrame(
+        {**_scores(counts.diagonal(), n_predicted, n_true), "n_cells": n_true, "n_predicted": n_predicted},
+        index=pd.Index(compared.labels, name="label"),
+    )
+    return (table if classes == "both" else table.iloc[: compared.n_classes]).sort_index()
+
+
 def per_class(truth: ArrayLike, predicted: ArrayLike, *, classes: Classes = "truth") -> pd.DataFrame:
     """Precision, recall and F1 of each label.
 
@@ -79,17 +93,7 @@ def per_class(truth: ArrayLike, predicted: ArrayLike, *, classes: Classes = "tru
     ValueError
         When lengths or names of cells differ, or no cell has a label.
     """
-    check_one_of(classes, ("truth", "both"), name="classes")
-    compared = _compared(truth, predicted)
-    n_labels = len(compared.labels)
-    counts = np.zeros((n_labels, n_labels + 1), dtype=np.int64)
-    counts[: compared.n_classes] = compared.counts()
-    n_true, n_predicted = counts.sum(axis=1), counts[:, :n_labels].sum(axis=0)
-    table = pd.DataFrame(
-        {**_scores(counts.diagonal(), n_predicted, n_true), "n_cells": n_true, "n_predicted": n_predicted},
-        index=pd.Index(compared.labels, name="label"),
-    )
-    return (table if classes == "both" else table.iloc[: compared.n_classes]).sort_index()
+    return _table(_compared(truth, predicted), classes=classes)
 
 
 def annotation(
@@ -134,8 +138,8 @@ def annotation(
     TypeError
         When `probabilities` is no DataFrame.
     """
-    table = per_class(truth, predicted, classes=classes)
     compared = _compared(truth, predicted)
+    table = _table(compared, classes=classes)
     found = {
         "accuracy": (compared.truth == compared.predicted).mean(),
         "macro_precision": table["precision"].mean(),
@@ -244,7 +248,7 @@ def macro_f1_interval(
         n_units = groups[compared.known].nunique()
         drawn = _drawn_groups(compared, groups, rng=rng, n_boot=n_boot)
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    macro = per_class(truth, predicted)["f1"].mean()
+    macro = _table(compared)["f1"].mean()
     return pd.Series(
         {"macro_f1": macro, "low": low, "high": high, "n_cells": len(compared.truth), "n_units": n_units},
         dtype=np.float64,

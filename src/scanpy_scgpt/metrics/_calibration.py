@@ -57,8 +57,8 @@ def calibration_error(
     truth
         Label of each cell, shape `(n_cells,)`; NaN or None where there is none: these cells are left out.
     probabilities
-        Probability of each label, shape `(n_cells, n_labels)`, the labels as columns; rows sum to 1. A cell whose true
-        label has no column counts as wrong.
+        Probability of each label, shape `(n_cells, n_labels)`, the labels as columns; rows sum to 1. Of equal ones the
+        first label in the order of the alphabet is the most likely. A cell whose true label has no column is wrong.
     n_bins
         Number of bins.
     kind

@@ -32,7 +32,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -
     Raises
     ------
     ValueError
-        When lengths or names of the units differ, there is less than two pairs, or a value is NaN.
+        When lengths or names of the units differ, there are fewer than two pairs, or a value is NaN.
     """
     check_confidence(confidence)
     first, second = as_column(a, name="a"), as_column(b, name="b")

@@ -79,9 +79,9 @@ def check_table(table: object, *, name: str) -> pd.DataFrame:
 
 
 def check_probabilities(truth: ArrayLike, probabilities: object) -> tuple[Truth, np.ndarray, pd.Index]:
-    """Truth, the probabilities of the cells that have one (float64, `(n_known, n_labels)`), and the labels."""
+    """Truth, the probabilities of the cells that have one (float64, `(n_known, n_labels)`), and the labels, sorted."""
     truth = as_column(truth, name="truth")
-    table = check_table(probabilities, name="probabilities")
+    table = check_table(probabilities, name="probabilities").sort_index(axis=1)  # of equal ones the first label is top
     check_rows(truth, table, names=("truth", "probabilities"))
     found = check_truth(truth)
     values = table.to_numpy(dtype=np.float64)[found.known]

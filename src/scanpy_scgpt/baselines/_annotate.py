@@ -119,7 +119,7 @@ def _logistic(task: _Task) -> np.ndarray:
 def _logistic_l1(task: _Task) -> np.ndarray:
     new = inspect.signature(LogisticRegression).parameters["penalty"].default == "deprecated"  # scikit-learn 1.8
     penalty = {"l1_ratio": 1.0} if new else {"penalty": "l1"}
-    one = LogisticRegression(solver="liblinear", max_iter=_MAX_ITER, random_state=task.rng, **penalty)
+    one = LogisticRegression(solver="liblinear", max_iter=_MAX_ITER, tol=_TOLERANCE, random_state=task.rng, **penalty)
     with _without_warnings():
         model = OneVsRestClassifier(one).fit(task.genes.reference, task.codes)
     _note_steps([one.n_iter_ for one in model.estimators_], method="logistic_l1")
@@ -154,7 +154,7 @@ _METHODS: dict[str, tuple[tuple[str, ...], Callable[[_Task], np.ndarray]]] = {
 
 def _chosen(methods: Sequence[str] | None) -> list[str]:
     if methods is None:
-        return [method for method in _METHODS if method != "celltypist" or celltypist_is_installed()]
+        methods = [method for method in _METHODS if method != "celltypist" or celltypist_is_installed()]
     methods = list(dict.fromkeys([methods] if isinstance(methods, str) else methods))
     if not methods:
         msg = f"methods is empty: name one of {', '.join(map(repr, _METHODS))}, or leave it out for all."
@@ -162,7 +162,7 @@ def _chosen(methods: Sequence[str] | None) -> list[str]:
     for method in methods:
         check_one_of(method, _METHODS, name="methods")
     if "celltypist" in methods:
-        load_celltypist()  # before anything is computed
+        load_celltypist()  # before anything is computed, and outside of the time that is told
     return methods
 
 
@@ -176,7 +176,7 @@ def _labelled(reference: AnnData, labels_key: str) -> tuple[np.ndarray, np.ndarr
         logger.info("%s of %s cells of the reference have no label and are left out.", left_out, reference.n_obs)
     labels, codes = np.unique(column.astype(object).to_numpy()[rows].astype(str), return_inverse=True)
     if len(labels) < _LEAST:
-        what = f"are all {labels[0]!r}" if len(labels) else "hold no label"
+        what = f"are all {str(labels[0])!r}" if len(labels) else "hold no label"
         msg = (
             f"labels_key={labels_key!r}: the {len(rows) or reference.n_obs:,} cells of the reference {what}; a "
             "classifier needs two labels or more. Name the column that holds them, or add cells of another type."
@@ -210,8 +210,8 @@ def annotate(
     - `"logistic_l1"`: logistic regression with L1 penalty (C = 1) on the genes, one label against the others
       :cite:p:`Boiarsky2023`.
     - `"knn"`: votes of the nearest neighbours by Euclidean distance in the components.
-    - `"celltypist"`: CellTypist :cite:p:`DominguezConde2022` trained on the same genes with its defaults; probabilities of
-      a cell are divided by their sum. Needs the extra `celltypist`.
+    - `"celltypist"`: CellTypist :cite:p:`DominguezConde2022` with its defaults on the same genes, its probabilities
+      divided by their sum. Needs the extra `celltypist`.
 
     Parameters
     ----------

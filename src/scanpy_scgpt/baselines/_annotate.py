@@ -173,7 +173,8 @@ def _labelled(reference: AnnData, labels_key: str) -> tuple[np.ndarray, np.ndarr
     rows = np.flatnonzero(column.notna())
     left_out = reference.n_obs - len(rows)
     if left_out:
-        logger.info("%s of %s cells of the reference have no label and are left out.", left_out, reference.n_obs)
+        text = f"{left_out:,} of {reference.n_obs:,} cells of the reference have no label and are left out."
+        logger.info(text)
     labels, codes = np.unique(column.astype(object).to_numpy()[rows].astype(str), return_inverse=True)
     if len(labels) < _LEAST:
         what = f"are all {str(labels[0])!r}" if len(labels) else "hold no label"
@@ -200,10 +201,11 @@ def annotate(
 ) -> dict[str, Prediction]:
     """Labels of a query by the simple methods that any annotation model has to beat.
 
-    Everything is learned from the reference alone. Genes are matched by name (`var_names`; those of one name are
-    summed), cells scaled to 10,000 over the shared genes and logged (values that are logged already are brought back
-    first), and the highly variable genes of the reference taken. The query is projected onto principal components that
-    the reference gave. Neither object is changed.
+    Of the query only the names of its genes are used before it is labelled; everything else is learned from the
+    reference. Genes are matched by name (`var_names`; those of one name are summed), cells scaled to 10,000 over the
+    shared genes and logged (values that are logged already are brought back first), and the highly variable genes of
+    the reference taken. The query is projected onto principal components that the reference gave. Neither object is
+    changed.
 
     - `"majority"`: the shares of the labels in the reference, for every cell.
     - `"logistic"`: logistic regression with L2 penalty (C = 1) on the components.

@@ -22,6 +22,8 @@ from scanpy_scgpt.tokenizer import GeneVocab, TokenizerConfig
 
 FIXTURES_VARIABLE = "SCANPY_SCGPT_FIXTURES"
 FIXTURES_DEFAULT = Path(__file__).parents[2] / "shared" / "fixtures"
+DATA_VARIABLE = "SCANPY_SCGPT_DATA"
+DATA_DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 # Genes that the cells do not have. XK has the former name "NA", which stands for "no name" in many files.
 OTHER_GENES = ("INS", "GCG", "ALB", "APOA1", "MYH7", "TTN", "GFAP", "SNAP25", "PAX6", "SOX2", "XK")
 
@@ -41,6 +43,15 @@ def fixtures_dir() -> Path:
     folder = Path(os.environ.get(FIXTURES_VARIABLE, FIXTURES_DEFAULT))
     if not folder.is_dir():
         pytest.skip(f"no folder with recorded numbers; set {FIXTURES_VARIABLE} to its path")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with files of real cells; skips where there is none."""
+    folder = Path(os.environ.get(DATA_VARIABLE, DATA_DEFAULT))
+    if not folder.is_dir():
+        pytest.skip(f"no folder with files of cells; set {DATA_VARIABLE} to its path")
     return folder
 
 

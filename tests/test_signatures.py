@@ -85,7 +85,7 @@ def test_the_reader_of_docstrings():
 
 
 def test_everything_public_is_seen():
-    assert {"pp.tokenize", "tl.embed", "pl.embeddings", "baselines.embed_pca", "io.read_checkpoint"} <= set(FUNCTIONS)
+    assert {"pp.tokenize", "tl.embed", "pl.embeddings", "baselines.annotate", "io.read_checkpoint"} <= set(FUNCTIONS)
     assert {"io.Checkpoint", "metrics.Agreement", "pretrain.PretrainConfig"} <= set(CLASSES)
     assert set(PUBLIC) == set(FUNCTIONS) | set(CLASSES)
 
@@ -117,9 +117,11 @@ def test_no_positional_switches(function: Callable):
 
 @each_function
 def test_anndata_comes_first_and_is_called_adata(function: Callable):
-    """Or `data`, where it may be a file too."""
+    """Or `data`, where it may be a file too; what learns from one object for another takes `reference`, `query`."""
     takers = {p.name: str(p.annotation) for p in parameters(function) if "AnnData" in str(p.annotation)}
-    if takers:
+    if list(takers) == ["reference", "query"]:
+        assert [p.name for p in parameters(function)[:2]] == ["reference", "query"]
+    elif takers:
         ((name, annotation),) = takers.items()
         assert name == ("data" if "PathLike" in annotation else "adata")
         assert parameters(function)[0].name == name

@@ -34,6 +34,32 @@ class EmbedKeys:
 
 
 @dataclass(frozen=True)
+class LabelKeys:
+    """Slots of `tl.annotate`: `label`, `confidence`, `unknown` in `.obs`, `prob`, `sets` in `.obsm`."""
+
+    label: str = "scgpt_label"
+    confidence: str = "scgpt_confidence"
+    unknown: str = "scgpt_unknown"
+    prob: str = "scgpt_label_prob"
+    sets: str = "scgpt_label_sets"
+    uns: str = "annotate"
+
+    @classmethod
+    def named(cls, key_added: str | None = None) -> LabelKeys:
+        """Slots for a given `key_added`; the default names without one, and for the default name of the label."""
+        if key_added is None or key_added == cls.label:
+            return cls()
+        return cls(
+            label=key_added,
+            confidence=f"{key_added}_confidence",
+            unknown=f"{key_added}_unknown",
+            prob=f"{key_added}_prob",
+            sets=f"{key_added}_sets",
+            uns=f"annotate_{key_added}",
+        )
+
+
+@dataclass(frozen=True)
 class LayerKeys:
     """Slots of a verb that writes values and their standard deviation as layers."""
 

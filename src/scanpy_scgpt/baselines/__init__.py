@@ -1,5 +1,6 @@
 """Simple opponents of the tools."""
 
+from ._annotate import Prediction, annotate
 from ._embed import embed_pca
 
-__all__ = ["embed_pca"]
+__all__ = ["Prediction", "annotate", "embed_pca"]

@@ -1,5 +1,19 @@
 """Measures: truth and result in, numbers out."""
 
+from ._annotate import annotation, macro_f1_interval, per_class, unknown_detection
+from ._calibration import calibration_error, prediction_sets, reliability
 from ._embed import Agreement, knn_agreement
+from ._paired import paired_difference
 
-__all__ = ["Agreement", "knn_agreement"]
+__all__ = [
+    "Agreement",
+    "annotation",
+    "calibration_error",
+    "knn_agreement",
+    "macro_f1_interval",
+    "paired_difference",
+    "per_class",
+    "prediction_sets",
+    "reliability",
+    "unknown_detection",
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LOGGER_NAME = "scanpy_scgpt"
 VERBOSITIES = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -36,6 +38,20 @@ def verbosity() -> str | None:
     if level == logging.NOTSET:
         return None
     return next((name for name, value in reversed(VERBOSITIES.items()) if value >= level), "error")
+
+
+@contextmanager
+def quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Loggers of these names say nothing below a level."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, former in zip(loggers, levels, strict=True):
+            logger.setLevel(former)
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -1,5 +1,7 @@
 """Models: data in, arrays out."""
 
+from typing import TYPE_CHECKING, Any
+
 from ._cells import CellTokens
 from ._dask import active_client, embed_on_workers
 from ._devices import choose_device
@@ -9,8 +11,14 @@ from ._generative_pass import Predicted
 from ._generator import Generator, Order
 from ._inference import Embedder
 
+if TYPE_CHECKING:
+    from ._annotator import SCGPTAnnotator
+    from ._scgpt import SCGPT
+
+_LATER = {"SCGPT": "_scgpt", "SCGPTAnnotator": "_annotator"}  # load scvi-tools, which takes seconds
 __all__ = [
     "BLOCK_ROWS",
+    "SCGPT",
     "CellFiles",
     "CellTokens",
     "Embedder",
@@ -18,8 +26,18 @@ __all__ = [
     "Generator",
     "Order",
     "Predicted",
+    "SCGPTAnnotator",
     "active_client",
     "choose_device",
     "embed_files",
     "embed_on_workers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -3,15 +3,17 @@
 from ._attention import SelfAttention, generative_attention
 from ._config import TransformerConfig
 from ._embeddings import CategoryValueEncoder
-from ._heads import CellToGeneHead, ClassHead, Expression, ExpressionHead, ValueDistributionHead
+from ._heads import AdversaryHead, CellToGeneHead, ClassHead, Expression, ExpressionHead, ValueDistributionHead
 from ._layers import EncoderLayer, FeedForward
 from ._linear import Linear
+from ._lora import add_low_rank, merge_low_rank
 from ._packed import Segments, has_packed_kernel, packed_attention
 from ._pooling import POOLINGS, CellPool, pool
 from ._transformer import CellTransformer, watch_nothing
 
 __all__ = [
     "POOLINGS",
+    "AdversaryHead",
     "CategoryValueEncoder",
     "CellPool",
     "CellToGeneHead",
@@ -26,8 +28,10 @@ __all__ = [
     "SelfAttention",
     "TransformerConfig",
     "ValueDistributionHead",
+    "add_low_rank",
     "generative_attention",
     "has_packed_kernel",
+    "merge_low_rank",
     "packed_attention",
     "pool",
     "watch_nothing",

@@ -157,3 +157,27 @@ class ClassHead(nn.Module):
         for linear, norm in zip(self.hidden, self.norms, strict=True):
             cell = norm(F.relu(linear(cell)))
         return self.out(cell)
+
+
+class AdversaryHead(nn.Module):
+    """Scores of batches from the cell vector, for the objective behind a reversed gradient.
+
+    Shapes: `cell` (batch, d_model) -> (batch, n_batches), unnormalised.
+
+    Parameters
+    ----------
+    d_model
+        Width of the cell vector.
+    n_batches
+        Number of batches.
+    n_layers
+        Affine maps, the last one included.
+    """
+
+    def __init__(self, *, d_model: int, n_batches: int, n_layers: int = 3) -> None:
+        super().__init__()
+        hidden = [(nn.Linear(d_model, d_model), nn.LeakyReLU(), nn.LayerNorm(d_model)) for _ in range(n_layers - 1)]
+        self.network = nn.Sequential(*(part for parts in hidden for part in parts), nn.Linear(d_model, n_batches))
+
+    def forward(self, cell: Tensor) -> Tensor:
+        return self.network(cell)

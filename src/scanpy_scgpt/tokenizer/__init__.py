@@ -7,6 +7,7 @@ from ._hash import cell_keys, gene_draws
 from ._select import SELECT
 from ._tokens import Tokens
 from ._vocab import CLS, EOC, PAD, SPECIAL_TOKENS, GeneVocab
+from ._zeros import with_zeros
 
 __all__ = [
     "CLS",
@@ -28,4 +29,5 @@ __all__ = [
     "gene_draws",
     "match_genes",
     "require_enough",
+    "with_zeros",
 ]

@@ -1,5 +1,7 @@
 """Training with Lightning."""
 
+from ._callbacks import KeepBest
+from ._fine_tuning import FineTuningPlan
 from ._plan import NonFiniteError, PlanConfig, TrainingPlan
 
-__all__ = ["NonFiniteError", "PlanConfig", "TrainingPlan"]
+__all__ = ["FineTuningPlan", "KeepBest", "NonFiniteError", "PlanConfig", "TrainingPlan"]

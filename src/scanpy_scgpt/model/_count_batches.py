@@ -1,0 +1,55 @@
+"""Batches of counts, as the data modules of others give them, to batches of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from scanpy_scgpt.data import LabelledCells
+from scanpy_scgpt.io import Checkpoint
+from scanpy_scgpt.tokenizer import Tokenizer, match_genes
+
+
+class CountBatches:
+    """Turns `{"X": counts (n, n_vars), "labels": ..., "batch": ...}` into tensors of tokens.
+
+    A batch that has `gene_ids` already stays as it is. Random ties and cuts depend on the position in the batch, since
+    such a batch does not name its cells.
+
+    Parameters
+    ----------
+    var_names
+        Names of the genes of `X`, shape `(n_vars,)`.
+    checkpoint
+        Whose vocabulary and bins to use.
+    max_length
+        Longest sequence with `<cls>`.
+    """
+
+    def __init__(self, var_names: Sequence[str], checkpoint: Checkpoint, *, max_length: int) -> None:
+        self.vocab, self.cls_value = checkpoint.vocab, checkpoint.tokenizer.cls_value
+        self.tokenizer = Tokenizer(checkpoint.vocab, checkpoint.tokenizer.updated(max_length=max_length))
+        self.ids = match_genes(np.asarray(var_names), checkpoint.vocab).ids
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Tokens of a batch."""
+        if "gene_ids" in batch:
+            return batch
+        counts = batch["X"]
+        if isinstance(counts, Tensor):
+            counts = counts.to_dense().cpu().numpy() if counts.layout != torch.strided else counts.cpu().numpy()
+        counts = sparse.csr_matrix(counts)
+        names = np.arange(counts.shape[0]).astype(str)
+        tokens = self.tokenizer.encode(counts, self.ids, names)
+        codes = {
+            name: np.asarray(batch[name]).reshape(-1).astype(np.int64)
+            for name in ("labels", "batch")
+            if batch.get(name) is not None
+        }
+        cells = LabelledCells(tokens, codes, self.vocab.pad_id, self.vocab.cls_id, self.cls_value)
+        return cells.batch(np.arange(len(tokens)))

@@ -1,0 +1,123 @@
+"""Query cells on a trained model: what is taken over, and what is trained."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from scanpy_scgpt._logging import get_logger
+
+from ._registry import state_of
+from ._store import _device
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from lightning.pytorch import LightningDataModule
+    from mudata import MuData
+
+logger = get_logger(__name__)
+_ADAPTED = (".norm1.", ".norm2.", ".norm.")  # layer norms: few numbers, through which a query can shift
+
+
+class QueryMixin:
+    """`load_query_data`, `prepare_query_anndata`."""
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData | MuData,
+        reference_model: str | os.PathLike[str] | Any,
+        registry: dict[str, Any] | None = None,
+        inplace_subset_query_vars: bool = False,  # noqa: FBT001, FBT002 - the signature of scvi-tools
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        unfrozen: bool = False,  # noqa: FBT001, FBT002
+        freeze_classifier: bool = True,  # noqa: FBT001, FBT002
+        datamodule: LightningDataModule | None = None,
+    ) -> QueryMixin:
+        """A model for query cells that starts from a trained one.
+
+        Genes are matched by name, so neither order nor missing ones need attention. Batches that the model has not seen
+        are added. `train` then adapts the layer norms of the transformer and the heads of the objectives, all else
+        stays: with the objectives of the reference without `"cls"`, and with `"gep"` and `"gepc"` when nothing else is
+        left, since a query has no labels.
+
+        Parameters
+        ----------
+        adata
+            Query cells; columns that the reference was set up with may be missing.
+        reference_model
+            Trained model, or the folder of one.
+        registry, datamodule, inplace_subset_query_vars
+            Not needed; there for the signature of scvi-tools.
+        accelerator, device
+            Where the network goes.
+        unfrozen
+            Train everything.
+        freeze_classifier
+            False trains the head of the labels too, on the labels of the query.
+
+        Raises
+        ------
+        ValueError
+            For arguments that this model has no use for.
+        """
+        if registry is not None or datamodule is not None or inplace_subset_query_vars:
+            msg = "load_query_data takes the query cells as they are: leave registry, datamodule and subsetting out."
+            raise ValueError(msg)
+        reference = reference_model
+        if isinstance(reference_model, str | os.PathLike):
+            reference = cls.load(reference_model, adata=False, accelerator="cpu")
+        known = reference.registry_
+        setup = getattr(cls, known["setup_method_name"])
+        setup(adata, source_registry=known, extend_categories=True, **known["setup_args"])
+        labelled = not freeze_classifier and bool(state_of(known, "labels"))
+        objectives = tuple(x for x in reference.module.objectives if x != "cls" or labelled) or ("gep", "gepc")
+        settings = {**reference.init_params_["non_kwargs"], "objectives": objectives, "from_scratch": False}
+        n_batch = len(
+            state_of(cls._get_most_recent_anndata_manager(adata).registry, "batch").get("categorical_mapping", ())
+        )
+        if n_batch < 2:  # noqa: PLR2004
+            settings["objectives"] = tuple(x for x in objectives if x != "dar") or ("gep", "gepc")
+        model = cls(adata, **{**settings, "model": reference.to_checkpoint()})
+        model.panel_ = reference.panel_
+        _extend(model, reference)
+        _freeze(model, unfrozen=unfrozen, freeze_classifier=freeze_classifier)
+        model.to_device(_device(accelerator, device))
+        model.module.eval()
+        model._set_arrays(reference._arrays())
+        model.is_trained_ = reference.is_trained_
+        return model
+
+    @staticmethod
+    def prepare_query_anndata(
+        adata: AnnData,
+        reference_model: str | os.PathLike[str] | Any,
+        return_reference_var_names: bool = False,  # noqa: FBT001, FBT002
+        inplace: bool = True,  # noqa: FBT001, FBT002
+    ) -> AnnData | None:
+        """Nothing needs to be prepared: genes are matched by name. Returns a copy with `inplace=False`."""
+        return None if inplace else adata.copy()
+
+
+def _extend(model: Any, reference: Any) -> None:
+    """Scores of the batches that the reference knows stay; those of new ones are new."""
+    new, old = model.module.adversary_head, reference.module.adversary_head
+    if new is None or old is None:
+        return
+    state, known = new.state_dict(), old.state_dict()
+    for name, tensor in known.items():
+        state[name][: len(tensor)] = tensor
+    new.load_state_dict(state)
+
+
+def _freeze(model: Any, *, unfrozen: bool, freeze_classifier: bool) -> None:
+    heads = {"gep": "expression_head", "gepc": "cell_to_gene_head", "dar": "adversary_head"}
+    trained = [heads[x] for x in model.module.objectives if x in heads] + ([] if freeze_classifier else ["class_head"])
+    for name, parameter in model.module.named_parameters():
+        adapted = name.startswith("transformer.") and any(part in name for part in _ADAPTED)
+        parameter.requires_grad_(unfrozen or adapted or name.split(".")[0] in trained)
+    if not unfrozen:
+        n_free = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+        n_all = sum(p.numel() for p in model.module.parameters())
+        logger.info("query: %s of %s weights are free to adapt", f"{n_free:,}", f"{n_all:,}")

@@ -1,0 +1,241 @@
+"""A model on disk: a checkpoint folder that every function takes, and `model.json` with what was registered."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import read_h5ad
+from safetensors.numpy import load_file, save_file
+
+from scanpy_scgpt.io import CheckpointError, read_checkpoint, write_checkpoint
+
+from ._devices import choose_device
+from ._registry import from_plain, to_plain
+from ._weights import fill
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from lightning.pytorch import LightningDataModule
+
+FORMAT_VERSION = 1
+MODEL, ARRAYS = "model.json", "arrays.safetensors"
+_ADATA, _MDATA = "adata.h5ad", "mdata.h5mu"
+_OURS = ("config.json", "vocab.json", "weights.safetensors", "card.md", MODEL)
+
+
+class StoreMixin:
+    """`save`, `load`, `load_registry`."""
+
+    def save(
+        self,
+        dir_path: str | os.PathLike[str],
+        prefix: str | None = None,
+        overwrite: bool = False,  # noqa: FBT001, FBT002 - the signature of scvi-tools
+        save_anndata: bool = False,  # noqa: FBT001, FBT002
+        save_kwargs: dict[str, Any] | None = None,
+        legacy_mudata_format: bool = False,  # noqa: FBT001, FBT002
+        datamodule: LightningDataModule | None = None,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Write the model to a folder.
+
+        The folder holds all that is needed: `weights.safetensors`, `vocab.json`, `config.json`, `card.md` (a checkpoint
+        that :func:`scanpy_scgpt.tl.embed` takes too), `model.json` (labels, batches, names of the genes, settings,
+        history), and `model.pt`, which scvi-tools' own callbacks read. :meth:`load` never opens `model.pt`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        prefix
+            Put everything into a folder of this name inside it.
+        overwrite
+            Replace the files of a model that is there.
+        save_anndata
+            Write the cells too.
+        save_kwargs, legacy_mudata_format, datamodule
+            As scvi-tools takes them.
+        **anndata_write_kwargs
+            Of the function that writes the cells.
+
+        Raises
+        ------
+        FileExistsError
+            When the folder exists and `overwrite` is not set.
+        """
+        folder = Path(dir_path).expanduser().resolve() / (prefix or "")
+        if folder.exists() and not overwrite:
+            msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace the model in it."
+            raise FileExistsError(msg)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            checkpoint = self.to_checkpoint(folder.name)
+            write_checkpoint(checkpoint, draft / "ours")
+            if arrays := self._arrays():
+                save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, draft / "ours" / ARRAYS)
+            (draft / "ours" / MODEL).write_text(json.dumps(self._plain()) + "\n", encoding="utf-8")
+            super().save(
+                str(draft / "theirs"),
+                save_anndata=save_anndata,
+                save_kwargs=save_kwargs,
+                legacy_mudata_format=legacy_mudata_format,
+                datamodule=datamodule,
+                **anndata_write_kwargs,
+            )
+            _put(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """What a class keeps besides weights and plain values."""
+        return {}
+
+    def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take back what :meth:`_arrays` gave."""
+
+    def _plain(self) -> dict[str, Any]:
+        """What `model.json` holds: public attributes whose name ends with an underscore, as plain values."""
+        attributes = {
+            name: to_plain(value)
+            for name, value in vars(self).items()
+            if name.endswith("_") and not name.startswith("_") and name not in {"init_params_", "registry_"}
+        }
+        return {
+            "format_version": FORMAT_VERSION,
+            "class": type(self).__name__,
+            "init": to_plain(self.init_params_["non_kwargs"]),
+            "registry": to_plain(dict(self.registry_)),
+            "attributes": attributes,
+        }
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | bool | None = None,  # noqa: FBT001
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        datamodule: LightningDataModule | None = None,
+        allowed_classes_names_list: list[str] | None = None,
+    ) -> StoreMixin:
+        """Read a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        adata
+            Cells, whose genes may be others and in another order; None for those that were saved with the model, if
+            any; False for none.
+        accelerator, device
+            Where the network goes, as scvi-tools takes them.
+        prefix
+            As in :meth:`save`.
+        backup_url
+            Not supported; see :func:`scanpy_scgpt.models.download`.
+        datamodule
+            Has no effect.
+        allowed_classes_names_list
+            Other classes whose models may be read.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder is incomplete, damaged, of another class or of a newer version.
+        """
+        if backup_url is not None:
+            msg = "backup_url: download the folder first, with scgpt.models.download(address, name=...), and load it."
+            raise ValueError(msg)
+        folder = Path(dir_path).expanduser() / (prefix or "")
+        saved = _read(folder)
+        if saved["class"] not in {cls.__name__, *(allowed_classes_names_list or [])}:
+            msg = f"{folder} holds a {saved['class']}, not a {cls.__name__}: scgpt.model.{saved['class']}.load(...)."
+            raise CheckpointError(msg)
+        registry = from_plain(saved["registry"])
+        adata = _saved_cells(folder) if adata is None else (None if adata is False else adata)
+        if adata is not None:
+            getattr(cls, registry["setup_method_name"])(adata, source_registry=registry, **registry["setup_args"])
+        checkpoint = read_checkpoint(folder)
+        model = cls(
+            adata,
+            registry=None if adata is not None else registry,
+            **{**from_plain(saved["init"]), "model": checkpoint},
+        )
+        for name, value in saved["attributes"].items():
+            setattr(model, name, from_plain(value))
+        fill(model.module, checkpoint)
+        if (folder / ARRAYS).is_file():
+            model._set_arrays(load_file(folder / ARRAYS))
+        model.to_device(_device(accelerator, device))
+        model.module.eval()
+        return model
+
+    @staticmethod
+    def load_registry(dir_path: str | os.PathLike[str], prefix: str | None = None) -> dict[str, Any]:
+        """The registry of a saved model: what was set up, with which arguments."""
+        return from_plain(_read(Path(dir_path).expanduser() / (prefix or ""))["registry"])
+
+
+def _device(accelerator: str, device: int | str) -> Any:
+    if accelerator in {"gpu", "cuda"}:
+        return choose_device("cuda" if device == "auto" else f"cuda:{device}")
+    return choose_device(
+        "auto" if accelerator == "auto" and device == "auto" else str(accelerator if device == "auto" else device)
+    )
+
+
+def _put(draft: Path, folder: Path) -> None:
+    """Files of the draft into the folder, each replaced in one step; a new folder appears whole."""
+    whole = draft / "whole"
+    (draft / "ours").rename(whole)
+    for path in (draft / "theirs").iterdir():
+        path.rename(whole / path.name)
+    if not folder.exists():
+        os.replace(whole, folder)
+        return
+    for path in sorted(whole.iterdir(), key=lambda path: path.name == MODEL):  # the one that is read first comes last
+        os.replace(path, folder / path.name)
+
+
+def _saved_cells(folder: Path) -> AnnData | None:
+    if (folder / _ADATA).is_file():
+        return read_h5ad(folder / _ADATA)
+    if (folder / _MDATA).is_file():
+        import mudata
+
+        return mudata.read_h5mu(folder / _MDATA)
+    return None
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    """`model.json` of a folder, checked."""
+    missing = [name for name in _OURS if name != "card.md" and not (folder / name).is_file()]
+    if missing:
+        hint = ""
+        if (folder / "model.pt").is_file():
+            hint = " It holds a model.pt of scvi-tools alone, which is a pickle and is not opened."
+        msg = f"{folder} lacks {', '.join(missing)}, which model.save(folder) writes.{hint} Copy the whole folder."
+        raise CheckpointError(msg)
+    try:
+        saved = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        msg = f"{folder / MODEL} is no valid JSON ({error}). The file is damaged: copy the folder again."
+        raise CheckpointError(msg) from error
+    version = saved.get("format_version")
+    if version != FORMAT_VERSION:
+        msg = (
+            f"{folder / MODEL} has format_version {version!r}, this release reads {FORMAT_VERSION}. A newer file needs "
+            "a newer release: pip install -U scanpy-scgpt."
+        )
+        raise CheckpointError(msg)
+    return saved

@@ -1,0 +1,60 @@
+"""Registered cells as tokens in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scanpy_scgpt.data import LabelledCells
+from scanpy_scgpt.data.fields import CategoryField
+from scanpy_scgpt.io import Checkpoint
+from scanpy_scgpt.tokenizer import Tokens, with_zeros
+
+from ._cells import CellTokens
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from scvi.data import AnnDataManager
+
+
+def part_of(data: object, field: object) -> AnnData:
+    """The AnnData of a field: of a MuData the modality that it is registered in."""
+    mod = getattr(field, "mod_key", None)
+    return data if mod is None else data.mod[mod]
+
+
+def tokenized(
+    manager: AnnDataManager, checkpoint: Checkpoint, *, min_genes: int, panel: np.ndarray | None, max_length: int
+) -> LabelledCells:
+    """Tokens and codes of all cells of a data manager.
+
+    Parameters
+    ----------
+    manager
+        With the fields of `setup_anndata` or `setup_mudata`.
+    checkpoint
+        Whose vocabulary and bins to use.
+    min_genes
+        Fewest genes that must be found.
+    panel
+        Vocabulary ids of the genes that enter with value 0 where they are not expressed, or None for none.
+    max_length
+        Longest sequence with `<cls>`.
+    """
+    counts = next(field for field in manager.fields if field.registry_key == "X")
+    own = getattr(counts, "adata_field", counts)
+    adata = part_of(manager.adata, counts)
+    config = checkpoint.tokenizer.updated(max_length=max_length)
+    settings = {"layer": own.layer, "gene_symbols": own.gene_symbols, "min_genes": min_genes}
+    made = CellTokens(adata, checkpoint, config, **settings)
+    tokens = Tokens.concatenate(list(made))
+    if panel is not None:
+        tokens = with_zeros(tokens, panel, max_genes=max_length - 1)
+    codes = {}
+    for field in manager.fields:
+        category = getattr(field, "adata_field", field)
+        if isinstance(category, CategoryField) and not category.is_empty:
+            codes[category.registry_key] = part_of(manager.adata, field).obs[category.attr_key].to_numpy()
+    vocab, measured = checkpoint.vocab, np.unique(made.match.ids[made.match.ids >= 0])
+    return LabelledCells(tokens, codes, vocab.pad_id, vocab.cls_id, checkpoint.tokenizer.cls_value, measured=measured)

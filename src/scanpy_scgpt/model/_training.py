@@ -1,0 +1,247 @@
+"""Training of a registered model: what is split, frozen, adapted, watched."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from logging import ERROR
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.train import merge_kwargs
+from sklearn.metrics import f1_score
+
+from scanpy_scgpt._logging import quiet
+from scanpy_scgpt._settings import settings
+from scanpy_scgpt._validate import check_one_of
+from scanpy_scgpt.data import LabelledCells
+from scanpy_scgpt.data.splitter import TokenDataSplitter
+from scanpy_scgpt.nn import add_low_rank, merge_low_rank
+from scanpy_scgpt.train import FineTuningPlan, KeepBest
+
+from ._count_batches import CountBatches
+from ._probe import fit_probe
+from ._tokenized import tokenized
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from lightning.pytorch import LightningDataModule
+
+Part = Literal["genes", "values", "encoder", "layers", "transformer", "heads"]
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "genes": ("transformer.encoder.genes",),
+    "values": ("transformer.encoder.values",),
+    "encoder": ("transformer.encoder",),
+    "layers": ("transformer.layers",),
+    "transformer": ("transformer",),
+    "heads": ("expression_head", "cell_to_gene_head"),
+}
+"""Parts of the network that can be frozen, and how the names of their parameters start."""
+_LOW_RANK = ("attention.in_proj", "attention.out_proj", "feed_forward.linear1", "feed_forward.linear2")
+_PATIENCE = 3  # validations without a better one
+
+
+class TrainingMixin(UnsupervisedTrainingMixin):
+    """`train` with the arguments of scvi-tools, and those of fine-tuning."""
+
+    _data_splitter_cls = TokenDataSplitter
+    _training_plan_cls = FineTuningPlan
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the signature of scvi-tools
+        load_sparse_tensor: bool = False,  # noqa: FBT001, FBT002
+        batch_size: int = 32,
+        early_stopping: bool = False,  # noqa: FBT001, FBT002
+        datasplitter_kwargs: Mapping[str, Any] | None = None,
+        plan_config: Any = None,
+        plan_kwargs: Any = None,
+        datamodule: LightningDataModule | None = None,
+        trainer_config: Any = None,
+        *,
+        freeze: Sequence[Part] = (),
+        lora_rank: int | None = None,
+        layer_decay: float = 1.0,
+        keep_best: bool = True,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the objectives of the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells, 10 by default.
+        accelerator, devices
+            As Lightning takes them.
+        train_size, validation_size
+            Shares of the cells, 0.9 and 0.1 by default; cells of a label are split alike.
+        shuffle_set_split
+            False splits in the order of the cells.
+        load_sparse_tensor
+            Has no effect: tokens are sparse as they are.
+        batch_size
+            Cells of a step.
+        early_stopping
+            Stop when the macro F1 of the validation cells (without labels: the loss) was not better for three epochs.
+        datasplitter_kwargs
+            Of :class:`~scanpy_scgpt.data.splitter.TokenDataSplitter`: `external_indexing`, `balance_key`,
+            `balance_power`, `rng`, and what a data loader takes.
+        plan_config, plan_kwargs
+            Of :class:`~scanpy_scgpt.train.FineTuningPlan`: `lr`, `weight_decay`, `schedule`, `warmup`, `rates`, ...
+        datamodule
+            Batches of your own, of tokens or of counts (`"X"`), for a model that was made from a registry.
+        trainer_config
+            Further settings of the trainer.
+        freeze
+            Parts to keep as they are: `"genes"`, `"values"`, `"encoder"` (both), `"layers"`, `"transformer"`,
+            `"heads"`.
+        lora_rank
+            Train low-rank partners of this rank in place of the weights of the layers; merged at the end.
+        layer_decay
+            Factor on the learning rate from one layer to the one below it; the embeddings are the lowest.
+        keep_best
+            Put back the weights of the best validated epoch.
+        **trainer_kwargs
+            Of scvi-tools' trainer: `callbacks`, `logger`, `precision`, `strategy`, `gradient_clip_val`, ...
+
+        Raises
+        ------
+        ValueError
+            For an unknown part, or when nothing is left to train.
+        NonFiniteError
+            When the loss is no number.
+        """
+        for part in freeze:
+            check_one_of(part, get_args(Part), name="a part in freeze")
+        plan = {
+            "lr": 1e-3 if lora_rank else 3e-4,
+            "seed": self.rng_,
+            **merge_kwargs(plan_config, plan_kwargs, name="plan"),
+        }
+        plan["rates"] = {**plan.get("rates", {}), **self._rates(freeze, layer_decay)}
+        if datamodule is None:
+            splitting = {"balance_key": "labels" if "cls" in self.module.objectives else None, "rng": self.rng_}
+            datamodule = self._data_splitter_cls(
+                self._cells(),
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                batch_size=batch_size,
+                **{**splitting, **(datasplitter_kwargs or {})},
+            )
+            start = self._start_head(datamodule)
+        else:
+            start = None
+            plan["prepare"] = CountBatches(self.get_var_names(), self._checkpoint, max_length=self.max_length_)
+        trainer = self._trainer_settings(early_stopping, merge_kwargs(trainer_config, trainer_kwargs, name="trainer"))
+        best = KeepBest(trainer["early_stopping_monitor"], trainer["early_stopping_mode"], start=start)
+        trainer["callbacks"] = [*trainer.get("callbacks", []), *([best] if keep_best else [])]
+        if not self.history_:
+            self.is_trained_ = False  # the first training of this object: scvi-tools adds to a history only
+        with self._adapted(lora_rank), _without_advice():
+            super().train(
+                max_epochs or 10,
+                accelerator,
+                devices,
+                early_stopping=early_stopping,
+                plan_kwargs=plan,
+                datamodule=datamodule,
+                **trainer,
+            )
+
+    def _trainer_settings(self, early_stopping: bool, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: FBT001
+        by_label = "cls" in self.module.objectives
+        shown = settings.progress_bar and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        del early_stopping
+        return {
+            "check_val_every_n_epoch": 1,
+            "early_stopping_monitor": "macro_f1_validation" if by_label else "validation_loss",
+            "early_stopping_mode": "max" if by_label else "min",
+            "early_stopping_patience": _PATIENCE,
+            "enable_progress_bar": shown,
+            "gradient_clip_val": 1.0,
+            "use_distributed_sampler": False,  # the sampler shares the cells out itself
+            **given,
+        }
+
+    @torch.no_grad()
+    def _start_head(self, splitter: TokenDataSplitter) -> float | None:
+        """Start a head of one affine map from logistic regression on the vectors; its macro F1 on validation cells."""
+        head = self.module.class_head
+        if self.is_trained_ or "cls" not in self.module.objectives or len(head.hidden):
+            return None
+        cells, labels = splitter.cells, splitter.cells.codes["labels"]
+        train, held = (self._vectors(cells, positions) for positions in (splitter.train_idx, splitter.val_idx))
+        of_train, of_held = labels[splitter.train_idx], labels[splitter.val_idx]
+        probe = fit_probe(train, of_train, held, of_held, n_labels=len(self.labels_))
+        head.out.weight.copy_(torch.from_numpy(probe.weight))
+        head.out.bias.copy_(torch.from_numpy(probe.bias))
+        known = of_held >= 0
+        if not known.any():
+            return None
+        predicted = probe.scores(held).argmax(axis=1)
+        return float(f1_score(of_held[known], predicted[known], labels=np.unique(of_held[known]), average="macro"))
+
+    def _rates(self, freeze: Sequence[Part], layer_decay: float) -> dict[str, float]:
+        frozen = {start: 0.0 for part in freeze for start in PARTS[part]}
+        n_layers = len(self.module.transformer.layers)
+        rates = {f"transformer.layers.{i}.": layer_decay ** (n_layers - i) for i in range(n_layers)}
+        return {**frozen, **rates, "transformer.encoder": layer_decay ** (n_layers + 1)}
+
+    @contextmanager
+    def _adapted(self, rank: int | None) -> Iterator[None]:
+        """With low-rank partners while training, every trained part free again afterwards."""
+        asked = {name: parameter.requires_grad for name, parameter in self.module.named_parameters()}
+        if rank:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.rng_)
+                add_low_rank(self.module.transformer.layers, rank=rank, names=_LOW_RANK)
+        try:
+            yield
+        finally:
+            merge_low_rank(self.module)
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(asked[name])
+
+    def _cells(self, adata: AnnData | None = None) -> LabelledCells:
+        """Tokens of registered cells; those of the model's own cells are kept."""
+        adata = self._validate_anndata(adata)
+        manager = self.get_anndata_manager(adata, required=True)
+        own = manager is self.adata_manager
+        if own and manager.id in self._tokens:
+            return self._tokens[manager.id]
+        if self.include_zeros_ and self.panel_ is None:
+            self.panel_ = self._panel(manager)
+        panel = None if self.panel_ is None else np.asarray(self.panel_)
+        cells = tokenized(
+            manager, self._checkpoint, min_genes=self.min_genes_, panel=panel, max_length=self.max_length_
+        )
+        if own:
+            self._tokens = {manager.id: cells}
+        return cells
+
+    def _panel(self, manager: Any) -> list[int]:
+        """Genes of the cells, the one that most cells express first."""
+        plain = tokenized(manager, self._checkpoint, min_genes=self.min_genes_, panel=None, max_length=self.max_length_)
+        counted = np.bincount(plain.tokens.gene_ids, minlength=len(self._checkpoint.vocab))
+        order = np.argsort(-counted, kind="stable")
+        return order[counted[order] > 0].tolist()
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the advice of Lightning that does not concern the user of a model."""
+    with warnings.catch_warnings(), quiet("lightning.pytorch", "lightning.fabric", "pytorch_lightning", level=ERROR):
+        for text in (".*does not have many workers", ".*smaller than the logging interval", ".*`isinstance.treespec",
+                     ".*No positive class", ".*is experiencing a deprecation", ".*`LeafSpec"):  # fmt: skip
+            warnings.filterwarnings("ignore", message=text)
+        yield

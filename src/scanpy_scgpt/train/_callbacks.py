@@ -1,0 +1,61 @@
+"""Callbacks of fine-tuning."""
+
+from __future__ import annotations
+
+import lightning.pytorch as lp
+import torch
+from torch import Tensor
+
+
+class KeepBest(lp.Callback):
+    """Keeps the weights of the best validated epoch in memory and puts them back at the end of training.
+
+    Parameters
+    ----------
+    monitor
+        Name of the logged value.
+    mode
+        `"min"` or `"max"`.
+    start
+        Value of the weights as they are before training, or None when it is not known.
+
+    Attributes
+    ----------
+    best_epoch
+        Number of that epoch from 0, or None when none was better than the start.
+    best
+        Its value.
+    """
+
+    def __init__(self, monitor: str, mode: str, *, start: float | None = None) -> None:
+        self.monitor, self.mode = monitor, mode
+        self.best = start
+        self.best_epoch: int | None = None
+        self._weights: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Take the weights of the start, when it is known how good they are."""
+        if self.best is not None:
+            self._take(pl_module)
+
+    def _take(self, pl_module: lp.LightningModule) -> None:
+        trained = {name for name, p in pl_module.module.named_parameters() if p.requires_grad}
+        state = pl_module.module.state_dict()
+        self._weights = {name: state[name].detach().clone() for name in trained}
+
+    def on_validation_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Take the weights when the value is better than ever before."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None or not torch.isfinite(value):
+            return
+        value = float(value)
+        better = self.best is None or (value >= self.best if self.mode == "max" else value <= self.best)
+        if better:
+            self.best, self.best_epoch = value, trainer.current_epoch
+            self._take(pl_module)
+
+    def on_fit_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Put them back."""
+        if self._weights:
+            pl_module.module.load_state_dict(self._weights, strict=False)
+        self._weights = {}

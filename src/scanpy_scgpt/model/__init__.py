@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ._annotator import SCGPTAnnotator
     from ._scgpt import SCGPT
 
-_LATER = {"SCGPT": "_scgpt", "SCGPTAnnotator": "_annotator"}  # load scvi-tools, which takes seconds
 __all__ = [
     "BLOCK_ROWS",
     "SCGPT",
@@ -35,9 +34,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        from importlib import import_module
+    """The classes of scvi-tools' kind load it when they are asked for: that takes seconds."""
+    if name == "SCGPT":
+        from ._scgpt import SCGPT
 
-        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+        return SCGPT
+    if name == "SCGPTAnnotator":
+        from ._annotator import SCGPTAnnotator
+
+        return SCGPTAnnotator
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -35,13 +35,14 @@ class EmbedKeys:
 
 @dataclass(frozen=True)
 class LabelKeys:
-    """Slots of `tl.annotate`: `label`, `confidence`, `unknown` in `.obs`, `prob`, `sets` in `.obsm`."""
+    """Slots of `tl.annotate`: `label`, `confidence`, `unknown`, `rollup` in `.obs`, `prob`, `sets` in `.obsm`."""
 
     label: str = "scgpt_label"
     confidence: str = "scgpt_confidence"
     unknown: str = "scgpt_unknown"
     prob: str = "scgpt_label_prob"
     sets: str = "scgpt_label_sets"
+    rollup: str = "scgpt_label_rollup"
     uns: str = "annotate"
 
     @classmethod
@@ -55,6 +56,7 @@ class LabelKeys:
             unknown=f"{key_added}_unknown",
             prob=f"{key_added}_prob",
             sets=f"{key_added}_sets",
+            rollup=f"{key_added}_rollup",
             uns=f"annotate_{key_added}",
         )
 

@@ -10,10 +10,12 @@ import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt.tokenizer import match_genes
 
 from ._anchor import Anchor, fit_anchor
 from ._calibration import Calibration, calibrate
 from ._latent import positions_of
+from ._registry import state_of
 from ._scgpt import SCGPT
 
 if TYPE_CHECKING:
@@ -90,6 +92,25 @@ class SCGPTAnnotator(SCGPT):
         self._anchor: Anchor | None = None
         self._calibration: Calibration | None = None
         self._reference: np.ndarray | None = None
+        self.facts_: dict[str, Any] = {}
+        self.shares_: list[float] = []
+
+    @property
+    def model_name(self) -> str:
+        """Name of the checkpoint that it started from."""
+        return self._checkpoint.label
+
+    @property
+    def genes_(self) -> list[str]:
+        """Names of the genes of the cells that it was made for."""
+        return [str(name) for name in state_of(self.registry_, "X")["column_names"]]
+
+    def shared_genes(self, var: pd.DataFrame) -> np.ndarray:
+        """Vocabulary ids, int64, of the genes that cells annotated by `var` share with those it was made for."""
+        vocab = self._checkpoint.vocab
+        own, other = (match_genes(np.asarray(names), vocab).ids for names in (self.genes_, var.index.astype(str)))
+        shared = np.intersect1d(own, other)
+        return shared[shared >= 0]
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """As :meth:`SCGPT.train`; then fits the anchor and calibrates on the validation cells.
@@ -131,6 +152,7 @@ class SCGPTAnnotator(SCGPT):
         if self.uses_anchor_:
             tokens = cells.tokens.take(trained)
             self._anchor = fit_anchor(tokens, labels[trained], n_bins=n_bins, n_labels=n_labels, rng=self.rng_)
+        self.shares_ = (np.bincount(labels[trained], minlength=n_labels) / max(len(trained), 1)).tolist()
         kept = trained
         if len(kept) > _KEPT:
             kept = np.sort(np.random.default_rng([self.rng_, 8]).choice(kept, _KEPT, replace=False))

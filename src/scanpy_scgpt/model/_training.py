@@ -149,7 +149,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             self.is_trained_ = False  # the first training of this object: scvi-tools adds to a history only
         with self._adapted(lora_rank), _without_advice():
             super().train(
-                max_epochs or 10,
+                10 if max_epochs is None else max_epochs,
                 accelerator,
                 devices,
                 early_stopping=early_stopping,

@@ -51,6 +51,15 @@ class Assessment(NamedTuple):
     novelty: pd.Series
     distance: pd.Series
 
+    @property
+    def unlikeliness(self) -> pd.Series:
+        """How little a cell looks like one with a label of the reference, float64, shape `(n_cells,)`.
+
+        The sum of two ranks among these cells: of its distance, and of what its most likely label lacks to 1.
+        """
+        doubt = 1 - self.probabilities.max(axis=1)
+        return (self.distance.rank(pct=True) + doubt.rank(pct=True)).rename("unlikeliness")
+
 
 class SCGPTAnnotator(SCGPT):
     """Names cells: a fine-tuned transformer beside a linear classifier of the same bins, calibrated on held-out cells.

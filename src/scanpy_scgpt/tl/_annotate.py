@@ -245,7 +245,7 @@ def _degenerate(best: np.ndarray, annotator: SCGPTAnnotator) -> bool:
         return False
     logger.warning(
         "annotate: %s of the cells got the label %r, which %s of the reference have. That is what a query in another "
-        "layer or with other genes looks like: scgpt.pp.tokenize(adata) says what is matched and where counts are taken.",
+        "layer or with other genes looks like: scgpt.pp.tokenize(adata) says what is matched and where counts are.",
         f"{share:.0%}",
         annotator.labels_[int(counts.argmax())],
         f"{usual:.0%}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -11,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scgpt._keys import LabelKeys
-from scanpy_scgpt._validate import check_anndata, check_key
+from scanpy_scgpt._validate import check_anndata
 from scanpy_scgpt.metrics import calibration_error
 from scanpy_scgpt.metrics import reliability as binned
+
+from ._labels import flags, label_column, slot, truth_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,63 +29,12 @@ _WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class _Counts(NamedTuple):
-    """Cells by true and predicted label, `(n_rows, n_columns)`; the column of unknown cells, if any, is the last."""
+    """Cells by true and predicted label, `(n_rows, n_columns)`: the labels of both first, unknown cells last, if any."""
 
     table: pd.DataFrame
+    n_shared: int
     has_unknown: bool
     n_left_out: int
-
-
-def _slot(slots: Mapping[str, Any] | pd.DataFrame, name: str, *, where: str, key: str) -> Any:
-    """What `tl.annotate` wrote under `name`."""
-    if name in slots:
-        return slots[name]
-    near = difflib.get_close_matches(name, map(str, slots), n=1)
-    hint = f"; did you mean {near[0]!r}" if near else ""
-    added = "" if key == LabelKeys.label else f", key_added={key!r}"
-    msg = (
-        f"{where} has no {name!r}{hint}. Found: {', '.join(map(str, slots)) or 'none'}. "
-        f"Predict the labels first: scgpt.tl.annotate(adata, reference, labels_key=...{added})."
-    )
-    raise KeyError(msg)
-
-
-def _label_column(adata: AnnData, column: str) -> pd.Series:
-    """Labels as text, shape `(n_cells,)`; None where there is none."""
-    check_key(adata.obs, column, where="adata.obs")
-    values = adata.obs[column]
-    if pd.api.types.is_float_dtype(values):
-        msg = (
-            f"adata.obs[{column!r}] holds numbers ({values.dtype}); labels are needed. If the numbers are names of "
-            f"groups: adata.obs[{column!r}] = adata.obs[{column!r}].astype('Int64')."
-        )
-        raise TypeError(msg)
-    found = values.astype(object)
-    return found.where(values.isna().to_numpy(), found.astype(str)).where(values.notna().to_numpy(), None)
-
-
-def _truth_column(adata: AnnData, truth: str) -> pd.Series:
-    labels = _label_column(adata, truth)
-    if labels.isna().all():
-        msg = (
-            f"adata.obs[{truth!r}] has no label in any of the {adata.n_obs:,} cells. Name the column with the true "
-            "labels: truth='cell_type'."
-        )
-        raise ValueError(msg)
-    return labels
-
-
-def _flags(adata: AnnData, keys: LabelKeys) -> np.ndarray | None:
-    """Whether a cell is flagged unknown, bool `(n_cells,)`; None without that column."""
-    if keys.unknown not in adata.obs:
-        return None
-    column = adata.obs[keys.unknown]
-    if not pd.api.types.is_bool_dtype(column) or column.isna().any():
-        found = "missing values" if column.isna().any() else f"{column.dtype}"
-        name = f"adata.obs[{keys.unknown!r}]"
-        msg = f"{name} holds {found}; True and False are needed: {name} = {name}.astype(str) == 'True'."
-        raise TypeError(msg)
-    return column.to_numpy(dtype=bool)
 
 
 def _finish(ax: Axes, *, given: bool, show: bool | None) -> Axes | None:
@@ -101,27 +50,23 @@ def _without(n: int, column: str) -> str:
 
 def _counts(adata: AnnData, truth: str, *, key: str) -> _Counts:
     keys = LabelKeys.named(key)
-    _slot(adata.obs, keys.label, where="adata.obs", key=key)
-    true, predicted, flags = _truth_column(adata, truth), _label_column(adata, keys.label), _flags(adata, keys)
-    rejected = predicted.isna().to_numpy()
-    if flags is not None:
-        rejected |= flags
+    slot(adata.obs, keys.label, where="adata.obs", key=key)
+    true, predicted, flagged = truth_column(adata, truth), label_column(adata, keys.label), flags(adata, keys)
     known = true.notna().to_numpy()
-    rows = true[known].unique()
-    columns = predicted[known & ~rejected].unique()
+    rejected = predicted.isna().to_numpy() | (False if flagged is None else flagged)
+    rows, columns = true[known].unique(), predicted[known & ~rejected].unique()
     prob = adata.obsm.get(keys.prob)  # its columns are the labels that could be predicted
     offered = prob.columns.astype(str) if isinstance(prob, pd.DataFrame) else columns
     shared = np.intersect1d(rows, np.union1d(columns, offered))
     rows, columns = ([*shared, *np.setdiff1d(found, shared)] for found in (rows, columns))
-    kept = known & ~rejected
-    table = pd.crosstab(true[kept].to_numpy(), predicted[kept].to_numpy())
-    table = table.reindex(index=rows, columns=columns, fill_value=0)
+    codes = pd.Index(columns, dtype=object).get_indexer(predicted)
+    codes[rejected] = len(columns)
+    counts = np.zeros((len(rows), len(columns) + 1), dtype=np.int64)
+    np.add.at(counts, (pd.Index(rows, dtype=object).get_indexer(true[known]), codes[known]), 1)
+    unknown = f"({_UNKNOWN})" if _UNKNOWN in columns else _UNKNOWN
+    table = pd.DataFrame(counts, index=rows, columns=[*columns, unknown])
     has_unknown = bool(rejected[known].any())
-    if has_unknown:
-        counted = true[known & rejected].value_counts().reindex(rows, fill_value=0)
-        name = f"({_UNKNOWN})" if _UNKNOWN in columns else _UNKNOWN
-        table = table.assign(**{name: counted.to_numpy()})
-    return _Counts(table.astype(np.int64), has_unknown, int((~known).sum()))
+    return _Counts(table if has_unknown else table.iloc[:, :-1], len(shared), has_unknown, int((~known).sum()))
 
 
 def _share(value: float) -> str:
@@ -161,8 +106,8 @@ def confusion(
     """Heat map of true against predicted labels.
 
     Labels that occur in the truth and can be predicted come first, in the order of the alphabet, so that right cells
-    lie on the diagonal; then those of the truth alone (rows) or of the prediction alone (columns). The last column,
-    `"unknown"`, has the cells that are flagged unknown, whatever their label, and those without a predicted label.
+    lie on the diagonal; beyond a line, those of the truth alone (rows) or of the prediction alone (columns). The last
+    column, `"unknown"`, has the cells that are flagged unknown, whatever their label, and those without a prediction.
 
     Parameters
     ----------
@@ -197,7 +142,7 @@ def confusion(
         When a column of labels holds floating-point numbers, or that of the flags other values than True and False.
     """
     check_anndata(adata, function="pl.confusion")
-    table, has_unknown, n_left_out = _counts(adata, truth, key=key)
+    table, n_shared, has_unknown, n_left_out = _counts(adata, truth, key=key)
     n_cells = table.sum(axis=1)
     values = table.div(n_cells, axis=0) if normalize else table
     n_rows, n_columns = table.shape
@@ -214,6 +159,9 @@ def confusion(
         _write_numbers(ax, image, values.map(lambda value: write(value) if value else "").to_numpy())
     if has_unknown:
         ax.axvline(n_columns - 1.5, color=_SOFT, linewidth=1)
+    if 0 < n_shared < max(n_rows, n_columns - has_unknown):  # beyond the lines no cell is right
+        ax.axhline(n_shared - 0.5, color=_SOFT, linewidth=1)
+        ax.axvline(n_shared - 0.5, color=_SOFT, linewidth=1)
     ax.set_xticks(range(n_columns), table.columns, rotation=90)
     ax.set_yticks(range(n_rows), [f"{label} ({n:,})" for label, n in n_cells.items()])
     ax.tick_params(length=0)
@@ -270,7 +218,7 @@ def reliability(
     """
     check_anndata(adata, function="pl.reliability")
     keys = LabelKeys.named(key)
-    prob = _slot(adata.obsm, keys.prob, where="adata.obsm", key=key)
+    prob = slot(adata.obsm, keys.prob, where="adata.obsm", key=key)
     if not isinstance(prob, pd.DataFrame):
         name = f"adata.obsm[{keys.prob!r}]"
         msg = (
@@ -278,12 +226,12 @@ def reliability(
             f"{name} = pd.DataFrame({name}, index=adata.obs_names, columns=labels)."
         )
         raise TypeError(msg)
-    labels = _truth_column(adata, truth)
+    labels = truth_column(adata, truth)
     table = binned(labels, prob, n_bins=n_bins)
     error = calibration_error(labels, prob, n_bins=n_bins)
     given = ax is not None
     if ax is None:
-        _, ax = plt.subplots(figsize=(4.6, 5.4), layout="constrained")
+        _, ax = plt.subplots(figsize=(4.6, 6), layout="constrained")
     _draw_reliability(ax, table[table["n"] > 0])
     _draw_histogram(ax, table)
     ax.text(0.04, 0.96, f"calibration error {error:.3f}", transform=ax.transAxes, va="top")
@@ -366,7 +314,7 @@ def confidence(
         False.
     """
     check_anndata(adata, function="pl.confidence")
-    values, groups, flags = _confidences(adata, key=key, groupby=groupby)
+    values, groups, flagged = _confidences(adata, key=key, groupby=groupby)
     kept = (values.notna() & groups.notna()).to_numpy()
     if not kept.any():
         msg = f"None of the {adata.n_obs:,} cells has a confidence and a group. Name other groups: groupby='sample'."
@@ -381,8 +329,8 @@ def confidence(
     _draw_boxes(ax, quantiles)
     ax.set_yticks(range(len(quantiles)), [f"{group} ({n:,})" for group, n in n_cells.items()])
     ax.set_ylabel(groupby or key)
-    if flags is not None:
-        shares = pd.Series(flags[kept]).groupby(groups[kept].to_numpy()).mean()[quantiles.index]
+    if flagged is not None:
+        shares = pd.Series(flagged[kept]).groupby(groups[kept].to_numpy()).mean()[quantiles.index]
         place = {"transform": ax.get_yaxis_transform(), "va": "center", "ha": "right"}
         for row, share in enumerate(shares):
             ax.text(1.12, row, _percent(share), **place)
@@ -395,11 +343,11 @@ def confidence(
 def _confidences(adata: AnnData, *, key: str, groupby: str | None) -> tuple[pd.Series, pd.Series, np.ndarray | None]:
     """Confidence, group and flag of each cell, `(n_cells,)` each."""
     keys = LabelKeys.named(key)
-    values = _slot(adata.obs, keys.confidence, where="adata.obs", key=key)
+    values = slot(adata.obs, keys.confidence, where="adata.obs", key=key)
     if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
         name = f"adata.obs[{keys.confidence!r}]"
         msg = f"{name} holds {values.dtype}; numbers are needed: {name} = pd.to_numeric({name})."
         raise TypeError(msg)
     if groupby is None:
-        _slot(adata.obs, keys.label, where="adata.obs", key=key)
-    return values.astype(np.float64), _label_column(adata, groupby or keys.label), _flags(adata, keys)
+        slot(adata.obs, keys.label, where="adata.obs", key=key)
+    return values.astype(np.float64), label_column(adata, groupby or keys.label), flags(adata, keys)

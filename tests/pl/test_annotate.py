@@ -252,7 +252,7 @@ def test_rare_unknown_cells_are_not_none(adata):
 EACH = {
     "confusion": lambda adata, **more: pl.confusion(adata, "truth", **more),
     "reliability": lambda adata, **more: pl.reliability(adata, "truth", **more),
-    "confidence": lambda adata, **more: pl.confidence(adata, **more),
+    "confidence": pl.confidence,
 }
 each = pytest.mark.parametrize("draw", EACH.values(), ids=EACH)
 

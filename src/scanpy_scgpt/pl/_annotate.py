@@ -29,7 +29,7 @@ _WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class _Counts(NamedTuple):
-    """Cells by true and predicted label, `(n_rows, n_columns)`: the labels of both first, unknown cells last, if any."""
+    """Cells by true and predicted label, `(n_rows, n_columns)`: labels of both first, unknown cells last, if any."""
 
     table: pd.DataFrame
     n_shared: int

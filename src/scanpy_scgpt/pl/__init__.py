@@ -1,5 +1,6 @@
 """Figures."""
 
+from ._annotate import confidence, confusion, reliability
 from ._embed import embeddings
 
-__all__ = ["embeddings"]
+__all__ = ["confidence", "confusion", "embeddings", "reliability"]

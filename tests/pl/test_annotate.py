@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scanpy_scgpt import metrics, pl
+from scanpy_scgpt import get, metrics, pl
 from scanpy_scgpt._keys import LabelKeys
 
 mpl.use("Agg")
@@ -25,7 +25,8 @@ def predicted(n_cells: int = 400, *, key: str | None = None, labels: list[str] =
     scores[np.arange(n_cells), true] += rng.gamma(2, 1, n_cells)
     prob = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     keys = LabelKeys.named(key)
-    adata.obsm[keys.prob] = pd.DataFrame(prob, index=adata.obs_names, columns=labels)
+    adata.obsm[keys.prob] = prob
+    adata.uns["scgpt"] = {keys.uns: {"labels": labels}}
     adata.obs[keys.label] = pd.Categorical(np.array(labels)[prob.argmax(axis=1)])
     adata.obs[keys.confidence] = prob.max(axis=1)
     adata.obs[keys.unknown] = prob.max(axis=1) < 0.4
@@ -163,7 +164,7 @@ def test_keywords_reach_matplotlib(adata):
 @pytest.mark.parametrize("n_bins", [15, 4])
 def test_reliability_draws_the_numbers_of_metrics(adata, n_bins):
     ax = pl.reliability(adata, "truth", n_bins=n_bins, show=False)
-    prob = adata.obsm["scgpt_label_prob"]
+    prob = get.label_probabilities(adata)
     table = metrics.reliability(adata.obs["truth"], prob, n_bins=n_bins)
     filled = table[table["n"] > 0]
     (container,) = ax.containers
@@ -321,10 +322,6 @@ def test_truth_that_cannot_be_used(adata, draw):
 
 
 def test_slots_of_another_kind(adata):
-    adata.obsm["scgpt_label_prob"] = adata.obsm["scgpt_label_prob"].to_numpy()
-    with pytest.raises(TypeError, match=r"is a ndarray without names of labels: .* = pd.DataFrame\(.*columns=labels\)"):
-        pl.reliability(adata, "truth")
-    pl.confusion(adata, "truth", show=False)
     adata.obs["scgpt_unknown"] = adata.obs["scgpt_unknown"].astype(object)
     adata.obs.loc[adata.obs_names[0], "scgpt_unknown"] = np.nan
     for draw in (EACH["confusion"], EACH["confidence"]):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from scanpy_scgpt._keys import LabelKeys
 from scanpy_scgpt._validate import check_anndata
+from scanpy_scgpt.get import label_probabilities
 from scanpy_scgpt.metrics import calibration_error
 from scanpy_scgpt.metrics import reliability as binned
 
@@ -55,8 +56,9 @@ def _counts(adata: AnnData, truth: str, *, key: str) -> _Counts:
     known = true.notna().to_numpy()
     rejected = predicted.isna().to_numpy() | (False if flagged is None else flagged)
     rows, columns = true[known].unique(), predicted[known & ~rejected].unique()
-    prob = adata.obsm.get(keys.prob)  # its columns are the labels that could be predicted
-    offered = prob.columns.astype(str) if isinstance(prob, pd.DataFrame) else columns
+    offered = columns  # the labels that could be predicted, where that is known
+    if keys.prob in adata.obsm:
+        offered = label_probabilities(adata, key=keys.label).columns
     shared = np.intersect1d(rows, np.union1d(columns, offered))
     rows, columns = ([*shared, *np.setdiff1d(found, shared)] for found in (rows, columns))
     codes = pd.Index(columns, dtype=object).get_indexer(predicted)
@@ -214,18 +216,10 @@ def reliability(
     ValueError
         When no cell has a true label, probabilities do not sum to 1, or `n_bins` is no number of bins.
     TypeError
-        When the probabilities are no DataFrame, or `truth` holds floating-point numbers.
+        When `truth` holds floating-point numbers.
     """
     check_anndata(adata, function="pl.reliability")
-    keys = LabelKeys.named(key)
-    prob = slot(adata.obsm, keys.prob, where="adata.obsm", key=key)
-    if not isinstance(prob, pd.DataFrame):
-        name = f"adata.obsm[{keys.prob!r}]"
-        msg = (
-            f"{name} is a {type(prob).__name__} without names of labels: "
-            f"{name} = pd.DataFrame({name}, index=adata.obs_names, columns=labels)."
-        )
-        raise TypeError(msg)
+    prob = label_probabilities(adata, key=key)
     labels = truth_column(adata, truth)
     table = binned(labels, prob, n_bins=n_bins)
     error = calibration_error(labels, prob, n_bins=n_bins)

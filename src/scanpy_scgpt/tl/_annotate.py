@@ -112,10 +112,10 @@ def annotate(
         No label is likely enough for the set, or the cell is farther from the reference than `unknown_error` allows.
     `.obs["scgpt_label_rollup"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
         With `hierarchy`: the label or its nearest sure ancestor, missing where there is none.
-    `.obsm["scgpt_label_prob"]` : :class:`pandas.DataFrame` of float32, shape `(n_obs, n_labels)`
-        Probabilities; rows sum to 1.
-    `.obsm["scgpt_label_sets"]` : :class:`pandas.DataFrame` of bool, shape `(n_obs, n_labels)`
-        Labels that cannot be ruled out at `target_error`.
+    `.obsm["scgpt_label_prob"]` : float32, shape `(n_obs, n_labels)`
+        Probabilities; rows sum to 1. A table of them: :func:`scanpy_scgpt.get.label_probabilities`.
+    `.obsm["scgpt_label_sets"]` : bool, shape `(n_obs, n_labels)`
+        Labels that cannot be ruled out at `target_error`. A table: :func:`scanpy_scgpt.get.label_sets`.
     `.uns["scgpt"]["annotate"]` : :class:`dict`
         Model, settings, cells left out, measures on held-out cells beside those of the simple methods.
 
@@ -160,13 +160,13 @@ def annotate(
     adata.obs[keys.label] = pd.Categorical.from_codes(best, categories=labels)
     adata.obs[keys.confidence] = found.probabilities.to_numpy().max(axis=1)
     adata.obs[keys.unknown] = unknown
-    adata.obsm[keys.prob] = found.probabilities.set_axis(adata.obs_names)
-    adata.obsm[keys.sets] = found.sets.set_axis(adata.obs_names)
+    adata.obsm[keys.prob], adata.obsm[keys.sets] = found.probabilities.to_numpy(), found.sets.to_numpy()
     if hierarchy is not None:
         rolled = roll_up(found.probabilities, hierarchy, least=1 - target_error)
         adata.obs[keys.rollup] = pd.Categorical(rolled)
     record = {
         **facts,
+        "labels": list(labels),
         "source": where,
         "n_cells": adata.n_obs,
         "n_unknown": int(unknown.sum()),

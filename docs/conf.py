@@ -27,7 +27,7 @@ version = release = version_of(project)
 
 online = os.environ.get("SCANPY_SCGPT_DOCS_INTERSPHINX", "0") not in {"", "0"}
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -35,7 +35,8 @@ extensions = [
     "sphinxcontrib.bibtex",
     *(["sphinx.ext.intersphinx"] if online else []),
 ]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+nb_execution_mode = "off"  # notebooks are stored with their outputs; the tests run them
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates"]
 default_role = "literal"

@@ -31,13 +31,14 @@ ALLOWED: dict[str, set[str]] = {
     "datasets": set(),
     "pl": set(),
     "disk": {"tokenizer"},
+    "neighbours": {"disk"},  # arrays and files of arrays; what the vectors are of, tl knows
     "pp": {"tokenizer", "disk", "models"},
     "data": {"tokenizer", "disk"},
     "io": {"tokenizer", "nn"},
     "module": {"nn", "objectives"},
     "models": {"disk", "io", "module", "tokenizer"},
     "model": {"data", "disk", "io", "module", "train", "tokenizer", "nn"},
-    "tl": {"model", "models", "io", "disk", "tokenizer"},
+    "tl": {"model", "models", "neighbours", "io", "disk", "tokenizer"},
     "pretrain": {"models", "data", "datasets", "disk", "io", "module", "nn", "train", "tokenizer"},
 }
 ALLOWED["cli"] = set(ALLOWED)
@@ -54,6 +55,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mudata": {"pp", "data", "model", "tl", "pl", "baselines", "pretrain", "cli"},
     "scanpy": {"baselines", "cli", "tl"},
     "matplotlib": {"pl", "cli"},
+    "faiss": set(),  # by `require` alone
 }
 
 

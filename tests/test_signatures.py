@@ -10,7 +10,7 @@ from importlib import import_module
 
 import pytest
 
-NAMESPACES = ("pp", "tl", "pl", "baselines", "metrics", "models", "io", "pretrain", "datasets")
+NAMESPACES = ("pp", "tl", "pl", "baselines", "metrics", "models", "io", "pretrain", "datasets", "neighbours")
 KEYWORD_ONLY = {
     "batch_size", "copy", "device", "gene_symbols", "inplace", "key_added", "layer", "max_tokens", "min_genes",
     "n_jobs", "overwrite", "rng", "show", "use_raw",

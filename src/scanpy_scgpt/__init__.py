@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from . import baselines, datasets, disk, io, metrics, model, models, neighbours, nn, pl, pp, pretrain, tl, tokenizer
 
 _LAZY = (
-    "baselines", "datasets", "disk", "io", "metrics", "model", "models", "neighbours", "nn", "pl", "pp", "pretrain", "tl", "tokenizer"
+    "baselines", "datasets", "disk", "io", "metrics", "model", "models", "neighbours", "nn", "pl", "pp", "pretrain",
+    "tl", "tokenizer",
 )  # fmt: skip
 __all__ = [
     "__version__",

@@ -1,7 +1,9 @@
 """Tools: one function per task."""
 
+from ._build_index import build_index
 from ._denoise import denoise
 from ._embed import embed
 from ._generate import generate
+from ._map_reference import map_reference
 
-__all__ = ["denoise", "embed", "generate"]
+__all__ = ["build_index", "denoise", "embed", "generate", "map_reference"]

@@ -159,6 +159,7 @@ def agreement(reference: ad.AnnData, query: ad.AnnData, names: dict | None) -> d
         "mini, weights='distance'": {"use_rep": "X_scgpt", "weights": "distance"},
         "mini, correct_shares=True": {"use_rep": "X_scgpt", "correct_shares": True},
         "PCA of both, cosine": {"use_rep": "X_pca"},
+        "PCA of both, cosine, correct_shares=True": {"use_rep": "X_pca", "correct_shares": True},
         "PCA of both, Euclidean": {"use_rep": "X_pca", "metric": "euclidean"},
     }
     out = {}

@@ -75,6 +75,16 @@ def add_labels(
 
 
 def is_labelled(values: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Whether each value is a label, bool, shape `(n,)`."""
+    """Which values are labels: not missing, nor a text that files write for it.
+
+    Parameters
+    ----------
+    values
+        Labels, shape `(n,)`.
+
+    Returns
+    -------
+    Array of bool, shape `(n,)`.
+    """
     series = pd.Series(np.asarray(values, dtype=object))
     return (series.notna() & ~series.astype(str).isin(_MISSING)).to_numpy()

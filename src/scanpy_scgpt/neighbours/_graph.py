@@ -9,7 +9,7 @@ import numpy as np
 from scanpy_scgpt._optional import require
 
 _BLOCK = 2**15
-_LINKS, _BUILD, _SEARCH = 32, 80, 128  # of a cell in the graph; candidates looked at to build, to search
+_LINKS, _BUILD, _SEARCH = 32, 100, 512  # of a cell in the graph; candidates looked at to build, to search
 _SPARE = 16  # candidates beyond the neighbours
 
 

@@ -340,8 +340,7 @@ def check_origin(query: AnyMapping[str, Any], index: AnyMapping[str, Any]) -> No
         name = other[0]
         msg = (
             f"The vectors of obsm[{query['use_rep']!r}] and of the index were made differently "
-            f"({name}: {query[name]!r} and {index[name]!r}). Leave use_rep out: the query is then embedded as the index "
-            "was."
+            f"({name}: {query[name]!r} and {index[name]!r}). Leave use_rep out to embed the query alike."
         )
         raise ValueError(msg)
     if ("model_hash" in query) != ("model_hash" in index):

@@ -12,7 +12,7 @@ from scipy import sparse
 
 import scanpy_scgpt as scgpt
 from scanpy_scgpt import io
-from scanpy_scgpt.neighbours import NeighbourIndex
+from scanpy_scgpt.neighbours import CellBlock, NeighbourIndex
 
 SETTINGS = {"layer": None, "min_genes": 1, "device": "cpu"}
 LABEL = "bulk_labels"
@@ -234,8 +234,8 @@ def test_another_model_is_refused(parts, model):
 
 def test_cells_without_a_gene_get_no_label(parts, model, caplog):
     reference, query = parts
-    query.X = sparse.diags(np.arange(300) >= 3).astype(np.int64).tocsr() @ query.X
-    reference.X = sparse.diags(np.arange(400) != 5).astype(np.int64).tocsr() @ reference.X
+    query.X = sparse.diags((np.arange(300) >= 3).astype(float)).tocsr() @ query.X
+    reference.X = sparse.diags((np.arange(400) != 5).astype(float)).tocsr() @ reference.X
     with caplog.at_level("WARNING", logger="scanpy_scgpt"):
         scgpt.tl.map_reference(query, reference, LABEL, model=model, **SETTINGS)
     assert query.obs[MAPPED].isna().tolist() == [True] * 3 + [False] * 297
@@ -296,3 +296,19 @@ def test_the_receipt(parts, caplog):
     )
     assert "15 neighbours · 10 labels of 'bulk_labels', mean share 0." in mapped
     assert isinstance(index, NeighbourIndex)
+
+
+def test_even_votes_do_not_depend_on_blocks(tmp_path):
+    """Equal vectors of two labels, first met in another order: the label first in the alphabet is elected."""
+    vectors = np.ones((4, 3), np.float32)
+    labels = np.array(["b", "a", "b", "a"])
+    blocks = (CellBlock(vectors[i : i + 1], [str(i)], {"label": labels[i : i + 1]}) for i in range(4))
+    streamed = NeighbourIndex.build(blocks, path=tmp_path / "index", origin={"use_rep": "X"})
+    whole = NeighbourIndex.build(vectors, labels={"label": labels}, origin={"use_rep": "X"})
+    assert streamed.categories("label") == ["b", "a"]
+    query = ad.AnnData(obs=pd.DataFrame(index=["one", "two"]), obsm={"X": vectors[:2]})
+    for index in (streamed, whole):
+        scgpt.tl.map_reference(query, index, use_rep="X", n_neighbors=4)
+        assert query.obs["scgpt_map_label"].tolist() == ["a", "a"]
+        assert query.obs["scgpt_map_label"].cat.categories.tolist() == ["a", "b"]
+        np.testing.assert_allclose(query.obs["scgpt_map_label_share"], 0.5)

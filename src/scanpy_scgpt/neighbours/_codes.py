@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 _ENTRIES = 256  # of a codebook: one byte
-_BLOCK = 2**14
+_BLOCK, _SCORES = 2**14, 2**23  # vectors, and scores of vectors by centroids, at a time
 _KEPT_VARIANCE, _MOST_DIMS = 0.995, 128
 PER_LIST, _PER_CODE, _ROUNDS = 40, 200, 10  # vectors to train a centroid, an entry; rounds of k-means
 _SMALLER = 100  # times smaller than float32 vectors
@@ -21,9 +21,11 @@ Allocate = Callable[[str, tuple[int, ...], str], np.ndarray]
 def nearest_centroid(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Nearest centroid of each vector by Euclidean distance, int64, shape `(n,)`."""
     half, out = 0.5 * np.square(centroids).sum(axis=1), np.empty(len(vectors), np.int64)
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK]
-        out[start : start + _BLOCK] = (block @ centroids.T - half).argmax(axis=1)
+    step = max(_SCORES // len(centroids), 1)
+    for start in range(0, len(vectors), step):
+        scores = vectors[start : start + step] @ centroids.T
+        scores -= half
+        out[start : start + step] = scores.argmax(axis=1)
     return out
 
 
@@ -81,7 +83,7 @@ class Quantiser:
             Source of what is drawn.
         """
         mean = sample.mean(axis=0)
-        first = _components(sample - mean, n_bytes)
+        first = _components(sample[: _PER_CODE * _ENTRIES] - mean, n_bytes)
         kept = (sample - mean) @ first
         centroids = k_means(kept[: PER_LIST * n_lists], n_lists, rng)
         kept = kept[: _PER_CODE * _ENTRIES]

@@ -17,7 +17,7 @@ from ._storage import Arrays
 
 logger = get_logger(__name__)
 _EXACT_UP_TO, _GRAPH_UP_TO = 100_000, 1_000_000
-_SAMPLE = 51_200  # at least so many vectors train codes
+_SAMPLE, _MOST = 51_200, 2**17  # at least and at most so many vectors train codes
 _LISTS = ("codes", "rows", "ends")
 
 
@@ -96,7 +96,8 @@ class Engine:
         if old is None:
             n_lists, n_bytes = _codes.shape_of(*vectors.shape)
             rng = np.random.default_rng(self.seed)
-            rows = rng.permutation(len(vectors))[: max(_SAMPLE, _codes.PER_LIST * n_lists)]
+            n = min(len(vectors), np.clip(_codes.PER_LIST * n_lists, _SAMPLE, _MOST))
+            rows = rng.choice(len(vectors), n, replace=False)
             order = np.argsort(rows)  # read from the first row to the last, used in the order of the draw
             sample = np.empty((len(rows), vectors.shape[1]), np.float32)
             sample[order] = vectors[rows[order]]

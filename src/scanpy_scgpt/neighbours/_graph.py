@@ -44,7 +44,8 @@ def build(vectors: np.ndarray, *, method: str, n_lists: int, seed: int) -> Any:
         index.own_fields = True
         index.cp.seed = seed % 2**31
         index.cp.min_points_per_centroid = 1
-        rows = np.random.default_rng(seed).permutation(len(vectors))[: 64 * n_lists]
+        n = min(len(vectors), 64 * n_lists)
+        rows = np.random.default_rng(seed).choice(len(vectors), n, replace=False)
         index.train(np.asarray(vectors[np.sort(rows)], dtype=np.float32))
     return add(index, vectors)
 

@@ -26,7 +26,7 @@ _PROBES = 32  # lists that are looked through
 
 
 class NeighbourIndex:
-    """Reference cells that are found by their vectors; made by :meth:`build` or :meth:`load`.
+    """Reference cells that are found by their vectors; made by `build` or `load`.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class NeighbourIndex:
         Method, metric, sizes, origin of the vectors, categories of the labels.
     """
 
-    def __init__(self, arrays: Arrays, content: Mapping[str, Any]) -> None:
+    def __init__(self, arrays: Any, content: Mapping[str, Any]) -> None:
         self._arrays, self.content = arrays, dict(content)
         self._engine = Engine(arrays, self.content)
 
@@ -245,6 +245,14 @@ class NeighbourIndex:
     def codes(self, key: str) -> np.ndarray:
         """Label of every cell as a code, int32, shape `(n,)`; -1 for none."""
         return self._arrays[f"label {key}"]
+
+    def label_counts(self, key: str) -> np.ndarray:
+        """Number of cells of each label of a key, int64, shape `(n_labels,)`."""
+        codes, counts = self.codes(key), np.zeros(len(self.categories(key)), np.int64)
+        for start in range(0, len(codes), _COPIED):
+            block = codes[start : start + _COPIED]
+            counts += np.bincount(block[block >= 0], minlength=len(counts))
+        return counts
 
     def append(
         self,

@@ -199,7 +199,7 @@ def summary(index: NeighbourIndex) -> str:
 
 def labels_summary(index: NeighbourIndex, keys: Sequence[str]) -> Mapping[str, str]:
     """Number of labels, and of cells without one, by key."""
-    lost = {key: int((index.codes(key) < 0).sum()) for key in keys}
+    lost = {key: len(index) - int(index.label_counts(key).sum()) for key in keys}
     return {
         key: f"{len(index.categories(key))} labels of {key!r}" + (f", {lost[key]:,} cells without" if lost[key] else "")
         for key in keys

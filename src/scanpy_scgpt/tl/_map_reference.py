@@ -31,12 +31,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = get_logger(__name__)
-Reference = "AnnData | NeighbourIndex | str | os.PathLike[str]"
 
 
 def map_reference(
     data: AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    reference: Reference,
+    reference: AnnData | NeighbourIndex | str | os.PathLike[str],
     labels_keys: str | Sequence[str] | None = None,
     *,
     n_neighbors: int = 15,

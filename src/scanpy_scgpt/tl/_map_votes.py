@@ -52,16 +52,21 @@ class Mapping:
     ) -> None:
         self.index, self.labels_keys, self.keys, self.exclude_self = index, list(labels_keys), keys, exclude_self
         self.n_neighbors, self.weights, self.correct_shares, self.search = n_neighbors, weights, correct_shares, search
-        self.n_of = {key: self._numbers(key) for key in self.labels_keys}
+        self.names = {key: sorted(index.categories(key)) for key in self.labels_keys}
+        self._place = {key: self._places(key) for key in self.labels_keys}  # of a code among the sorted names
+        self.n_of = {
+            key: np.bincount(self._place[key][:-1], index.label_counts(key), len(self.names[key])).astype(np.int64)
+            for key in self.labels_keys
+        }
         self.codes = {key: np.full(n_obs, -1, np.int32) for key in self.labels_keys}
         self.shares = {key: np.full(n_obs, np.nan, np.float32) for key in self.labels_keys}
         self.distance, self.nearest = (np.full(n_obs, np.nan, np.float32) for _ in range(2))
         self.n_same = self.n_empty = 0
 
-    def _numbers(self, key: str) -> np.ndarray:
-        """Reference cells of each label."""
-        codes, n = self.index.codes(key), len(self.index.categories(key))
-        return np.bincount(codes[codes >= 0], minlength=n)
+    def _places(self, key: str) -> np.ndarray:
+        """Code of an index to place of its label in the alphabet, the last entry for no label."""
+        at = {name: i for i, name in enumerate(self.names[key])}
+        return np.array([*(at[name] for name in self.index.categories(key)), -1])
 
     def add(self, start: int, vectors: np.ndarray, names: np.ndarray, empty: np.ndarray) -> None:
         """Take the votes for the query cells from `start` on.
@@ -92,7 +97,8 @@ class Mapping:
         self.distance[at] = np.where(n > 0, total / np.maximum(n, 1), np.nan)
         self.nearest[at] = np.where(n > 0, found.distances[:, 0], np.nan)
         for key, numbers in self.n_of.items():
-            labels = np.where(there, self.index.codes(key)[np.maximum(found.rows, 0)], -1)
+            codes = np.where(there, self.index.codes(key)[np.maximum(found.rows, 0)], -1)
+            labels = self._place[key][codes]
             shares = numbers / max(numbers.sum(), 1) if self.correct_shares else None
             given = {"n_labels": len(numbers), "weights": self.weights, "frequencies": shares}
             self.codes[key][at], share = vote(labels, found.distances, **given)
@@ -115,8 +121,7 @@ class Mapping:
         """Columns of `.obs` by name; labels in the order of the alphabet."""
         out: dict[str, Any] = {}
         for key in self.labels_keys:
-            labels = np.array([*self.index.categories(key), None], dtype=object)
-            out[self.keys.label(key)] = pd.Categorical(labels[self.codes[key]], categories=sorted(labels[:-1]))
+            out[self.keys.label(key)] = pd.Categorical.from_codes(self.codes[key], self.names[key])
             out[self.keys.share(key)] = self.shares[key]
         return {**out, self.keys.distance: self.distance, self.keys.nearest: self.nearest}
 

@@ -32,13 +32,14 @@ ALLOWED: dict[str, set[str]] = {
     "get": set(),
     "pl": {"get", "metrics"},
     "disk": {"tokenizer"},
+    "neighbours": {"disk"},  # arrays and files of arrays; what the vectors are of, tl knows
     "pp": {"tokenizer", "disk", "models"},
     "data": {"tokenizer", "disk"},
     "io": {"tokenizer", "nn"},
     "module": {"nn", "objectives"},
     "models": {"disk", "io", "module", "tokenizer"},
     "model": {"data", "disk", "io", "models", "module", "train", "tokenizer", "nn"},
-    "tl": {"baselines", "metrics", "model", "models", "io", "disk", "tokenizer"},
+    "tl": {"baselines", "metrics", "model", "models", "neighbours", "io", "disk", "tokenizer"},
     "pretrain": {"models", "data", "datasets", "disk", "io", "module", "nn", "train", "tokenizer"},
 }
 ALLOWED["cli"] = set(ALLOWED)
@@ -55,6 +56,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "mudata": {"pp", "data", "model", "tl", "pl", "baselines", "pretrain", "cli"},
     "scanpy": {"baselines", "cli", "tl"},
     "matplotlib": {"pl", "cli"},
+    "faiss": set(),  # by `require` alone
 }
 
 

@@ -35,3 +35,16 @@ def test_it_says_how_to_use_it(name, monkeypatch, capsys):
 
 def test_all_runs_benchmarks_that_are_there(monkeypatch):
     assert set(imported("all", monkeypatch).NAMES) <= set(MODULES) - PARTS
+
+
+@pytest.mark.slow
+def test_mapping_runs_with_few_vectors(monkeypatch, capsys, tmp_path):
+    """The codebooks of few vectors are as large as their codes: the bar of memory is for a million."""
+    module = imported("mapping", monkeypatch)
+    if not (importlib.import_module("benchmarks._cells").data_folder() / f"{module.QUICK[0]}.h5ad").is_file():
+        pytest.skip("no folder with real cells; set SCANPY_SCGPT_DATA to its path")
+    monkeypatch.setattr(importlib.import_module("benchmarks._harness"), "ROOT", tmp_path)
+    arguments = ["--quick", "--cells", "20000", "--queries", "200", "--methods", "exact", "pq"]
+    monkeypatch.setattr(sys, "argv", ["mapping", *arguments])
+    assert module.main() == 0
+    assert "pq, shortlist 400" in capsys.readouterr().out

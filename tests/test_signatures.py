@@ -10,7 +10,9 @@ from importlib import import_module
 
 import pytest
 
-NAMESPACES = ("pp", "tl", "pl", "get", "baselines", "metrics", "models", "io", "pretrain", "datasets")
+NAMESPACES = (
+    "pp", "tl", "pl", "get", "baselines", "metrics", "models", "io", "pretrain", "datasets", "neighbours",
+)  # fmt: skip
 KEYWORD_ONLY = {
     "batch_size", "copy", "device", "gene_symbols", "inplace", "key_added", "layer", "max_tokens", "min_genes",
     "n_jobs", "overwrite", "rng", "show", "use_raw",
@@ -117,13 +119,14 @@ def test_no_positional_switches(function: Callable):
 
 @each_function
 def test_anndata_comes_first_and_is_called_adata(function: Callable):
-    """Or `data`, where it may be a file too; what learns from one object for another takes `reference`, `query`."""
+    """Or `data`, where it may be a file too; a second one is the `reference`, and rivals take `reference`, `query`."""
     takers = {p.name: str(p.annotation) for p in parameters(function) if "AnnData" in str(p.annotation)}
     if list(takers) == ["reference", "query"]:
         assert [p.name for p in parameters(function)[:2]] == ["reference", "query"]
-    elif takers:
-        assert list(takers) in ([parameters(function)[0].name], [parameters(function)[0].name, "reference"])
-        name, annotation = next(iter(takers.items()))
+        return
+    takers.pop("reference", None)
+    if takers:
+        ((name, annotation),) = takers.items()
         assert name == ("data" if "PathLike" in annotation else "adata")
         assert parameters(function)[0].name == name
 

@@ -11,11 +11,27 @@ from ._version import __version__
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from . import baselines, datasets, disk, get, io, metrics, model, models, nn, pl, pp, pretrain, tl, tokenizer
+    from . import (
+        baselines,
+        datasets,
+        disk,
+        get,
+        io,
+        metrics,
+        model,
+        models,
+        neighbours,
+        nn,
+        pl,
+        pp,
+        pretrain,
+        tl,
+        tokenizer,
+    )
 
 _LAZY = (
-    "baselines", "datasets", "disk", "get", "io", "metrics", "model", "models", "nn", "pl", "pp", "pretrain", "tl",
-    "tokenizer",
+    "baselines", "datasets", "disk", "get", "io", "metrics", "model", "models", "neighbours", "nn", "pl", "pp",
+    "pretrain", "tl", "tokenizer",
 )  # fmt: skip
 __all__ = [
     "__version__",
@@ -27,6 +43,7 @@ __all__ = [
     "metrics",
     "model",
     "models",
+    "neighbours",
     "nn",
     "pl",
     "pp",

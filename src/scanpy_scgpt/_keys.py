@@ -76,6 +76,37 @@ class LayerKeys:
         return LayerKeys(layer=key_added, spread=f"{key_added}_sd", uns=f"{self.uns}_{key_added}")
 
 
+@dataclass(frozen=True)
+class MapKeys:
+    """Slots of `tl.map_reference`."""
+
+    prefix: str = "scgpt_map"
+    uns: str = "map_reference"
+
+    @classmethod
+    def named(cls, key_added: str | None) -> MapKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        return cls() if key_added is None else cls(prefix=key_added, uns=f"map_reference_{key_added}")
+
+    def label(self, key: str) -> str:
+        """Column of the label that was voted for."""
+        return f"{self.prefix}_{key}"
+
+    def share(self, key: str) -> str:
+        """Column of the share of the vote."""
+        return f"{self.prefix}_{key}_share"
+
+    @property
+    def distance(self) -> str:
+        """Column of the mean distance."""
+        return f"{self.prefix}_distance"
+
+    @property
+    def nearest(self) -> str:
+        """Column of the distance of the nearest neighbour."""
+        return f"{self.prefix}_nearest"
+
+
 FILE = "scgpt_file"
 """`.obs` column of a result over several files: which file a cell is of."""
 TOKENIZE = TokenizeKeys()

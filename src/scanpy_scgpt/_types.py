@@ -14,3 +14,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 """Number type of the network's products."""
 Backend = Literal["auto", "torch", "openvino"]
 """What runs the network."""
+NeighbourMethod = Literal["auto", "exact", "hnsw", "ivf", "pq"]
+"""How nearest neighbours are found."""
+Metric = Literal["cosine", "euclidean"]
+"""What vectors are compared by."""
+VoteWeights = Literal["uniform", "distance"]
+"""What the vote of a neighbour counts."""

@@ -193,6 +193,12 @@ def test_a_reference_with_one_label(split):
         tl.annotate(split[1].copy(), reference, "cell_type", **FAST)
 
 
+def test_a_scaled_reference_names_the_line(split):
+    reference = sc.datasets.pbmc68k_reduced()
+    with pytest.raises(ValueError, match=r"^reference: X has negative values.*reference = reference.raw.to_adata\(\)"):
+        tl.annotate(split[1].copy(), reference, "bulk_labels", **FAST)
+
+
 def test_a_query_without_a_gene_of_the_reference(split):
     query = split[1].copy()
     query.var_names = [f"gene{i}" for i in range(query.n_vars)]

@@ -137,6 +137,11 @@ class RowWriter:
         except OSError as error:
             raise disk_error(error, self.run.path, done=len(list(self._done.glob("*.json"))), n=self.n_blocks) from None
 
+    def read(self, block: int) -> np.ndarray:
+        """The rows of a block that is written, float32."""
+        start, stop = self.bounds(block)
+        return np.asarray(self._rows[start:stop])
+
     def _to_disk(self, block: int) -> None:
         """The rows are on the disk before their note is."""
         chunk = self._store / "obsm" / self.key / f"{block}.0"

@@ -1,8 +1,10 @@
 """Tools: one function per task."""
 
 from ._annotate import annotate
+from ._build_index import build_index
 from ._denoise import denoise
 from ._embed import embed
 from ._generate import generate
+from ._map_reference import map_reference
 
-__all__ = ["annotate", "denoise", "embed", "generate"]
+__all__ = ["annotate", "build_index", "denoise", "embed", "generate", "map_reference"]

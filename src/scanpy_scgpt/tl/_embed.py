@@ -173,7 +173,7 @@ def embed(
         return embed_to_file(
             cells, embedder, Path(out), keys=keys, normalize=normalize, overwrite=overwrite, shard=shard
         )
-    record, vectors = _embedded(cells, embedder, {**engine, "pooling": pooling}, normalize=normalize)
+    record, vectors = embedded(cells, embedder, {**engine, "pooling": pooling}, normalize=normalize)
     record["key"] = keys.obsm
     adata = copied(data) if copy else data
     adata.obsm[keys.obsm] = vectors
@@ -188,7 +188,7 @@ def embed(
     return adata if copy else None
 
 
-def _embedded(
+def embedded(
     cells: CellTokens, embedder: Embedder, engine: dict[str, Any], *, normalize: bool
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The record of `.uns` and the vectors, made here or on the workers of an active dask cluster."""

@@ -72,7 +72,12 @@ def labelled(
         where["layer"] = None  # named for the query; the reference has its own place
     if where["use_raw"] and reference.raw is None:
         where["use_raw"] = None
-    cells, _ = shallow(reference, **where, labels=labels)
+    try:
+        cells, _ = shallow(reference, **where, labels=labels)
+    except ValueError as error:
+        hint = " For the reference alone: reference = reference.raw.to_adata()." if reference.raw is not None else ""
+        msg = f"reference: {error}{hint}"
+        raise ValueError(msg) from error
     if not known.all():
         logger.info("annotate: %s cells of the reference have no label and are left out", f"{int((~known).sum()):,}")
         cells = cells[known].copy()

@@ -127,7 +127,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             "seed": self.rng_,
             **merge_kwargs(plan_config, plan_kwargs, name="plan"),
         }
-        plan["rates"] = {**plan.get("rates", {}), **self._rates(freeze, layer_decay)}
+        plan["rates"] = self._rates(freeze, layer_decay, plan.get("rates", {}))
         if datamodule is None:
             splitting = {"balance_key": "labels" if "cls" in self.module.objectives else None, "rng": self.rng_}
             datamodule = self._data_splitter_cls(
@@ -191,11 +191,16 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         predicted = probe.scores(held).argmax(axis=1)
         return float(f1_score(of_held[known], predicted[known], labels=np.unique(of_held[known]), average="macro"))
 
-    def _rates(self, freeze: Sequence[Part], layer_decay: float) -> dict[str, float]:
-        frozen = {start: 0.0 for part in freeze for start in PARTS[part]}
+    def _rates(self, freeze: Sequence[Part], layer_decay: float, given: Mapping[str, float]) -> dict[str, float]:
+        """Factors by the start of a name, what counts most first: what is frozen, what the user says, the layers."""
         n_layers = len(self.module.transformer.layers)
-        rates = {f"transformer.layers.{i}.": layer_decay ** (n_layers - i) for i in range(n_layers)}
-        return {**frozen, **rates, "transformer.encoder": layer_decay ** (n_layers + 1)}
+        frozen = {start: 0.0 for part in freeze for start in PARTS[part]}
+        by_layer = {f"transformer.layers.{i}.": layer_decay ** (n_layers - i) for i in range(n_layers)}
+        usual = {**by_layer, "transformer.encoder": layer_decay ** (n_layers + 1)}
+        rates: dict[str, float] = {}
+        for name, rate in (*frozen.items(), *given.items(), *usual.items()):
+            rates.setdefault(name, rate)
+        return rates
 
     @contextmanager
     def _adapted(self, rank: int | None) -> Iterator[None]:

@@ -147,6 +147,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         trainer["callbacks"] = [*trainer.get("callbacks", []), *([best] if keep_best else [])]
         if not self.history_:
             self.is_trained_ = False  # the first training of this object: scvi-tools adds to a history only
+        self.module.train()  # Lightning leaves it as it is: a loaded or once trained network has no dropout
         with self._adapted(lora_rank), _without_advice():
             super().train(
                 max_epochs or 10,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scanpy_scgpt._logging import get_logger
 
 from ._registry import state_of
-from ._store import _device
+from ._store import _device, _taken
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,7 +73,11 @@ class QueryMixin:
         setup(adata, source_registry=known, extend_categories=True, **known["setup_args"])
         labelled = not freeze_classifier and bool(state_of(known, "labels"))
         objectives = tuple(x for x in reference.module.objectives if x != "cls" or labelled) or ("gep", "gepc")
-        settings = {**reference.init_params_["non_kwargs"], "objectives": objectives, "from_scratch": False}
+        settings = {
+            **_taken(cls, reference.init_params_["non_kwargs"]),
+            "objectives": objectives,
+            "from_scratch": False,
+        }
         n_batch = len(
             state_of(cls._get_most_recent_anndata_manager(adata).registry, "batch").get("categorical_mapping", ())
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scanpy_scgpt.data import LabelledCells
+
+
+def _settings_of(cls: type) -> set[str]:
+    """Names of the arguments that a class is made with, besides the cells."""
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "adata", "registry"}
 
 
 class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, BaseModelClass):
@@ -107,6 +113,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
         min_genes: int = 200,
         rng: int = 0,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name in _settings_of(SCGPT)}
         if adata is None and registry is None:
             msg = (
                 f"{type(self).__name__} needs cells or a registry: {type(self).__name__}.setup_anndata(adata), then "
@@ -145,8 +152,8 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
             f"{type(self).__name__} from {checkpoint.label}: {len(self.labels_)} labels, {len(self.batches_)} batches, "
             f"objectives {', '.join(chosen)}"
         )
-        self.init_params_ = self._get_init_params(locals())
-        self.init_params_["non_kwargs"].update(model=checkpoint.label, objectives=chosen)
+        # not by _get_init_params, which knows the arguments of the subclass alone
+        self.init_params_ = {"kwargs": {}, "non_kwargs": {**given, "model": checkpoint.label, "objectives": chosen}}
 
     def _usual_objectives(self) -> tuple[Objective, ...]:
         if self._default_objectives is not None:

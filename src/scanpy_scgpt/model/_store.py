@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -169,7 +170,7 @@ class StoreMixin:
         model = cls(
             adata,
             registry=None if adata is not None else registry,
-            **{**from_plain(saved["init"]), "model": checkpoint},
+            **{**_taken(cls, from_plain(saved["init"])), "model": checkpoint, "from_scratch": False},
         )
         for name, value in saved["attributes"].items():
             setattr(model, name, from_plain(value))
@@ -184,6 +185,14 @@ class StoreMixin:
     def load_registry(dir_path: str | os.PathLike[str], prefix: str | None = None) -> dict[str, Any]:
         """The registry of a saved model: what was set up, with which arguments."""
         return from_plain(_read(Path(dir_path).expanduser() / (prefix or ""))["registry"])
+
+
+def _taken(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of a model those that a class takes: the model may be of another class."""
+    parameters = inspect.signature(cls.__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(settings)
+    return {name: value for name, value in settings.items() if name in parameters}
 
 
 def _device(accelerator: str, device: int | str) -> Any:

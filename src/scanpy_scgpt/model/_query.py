@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from scanpy_scgpt._logging import get_logger
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch import LightningDataModule
     from mudata import MuData
+
+    from scanpy_scgpt.io import Checkpoint
 
 logger = get_logger(__name__)
 _ADAPTED = (".norm1.", ".norm2.", ".norm.")  # layer norms: few numbers, through which a query can shift
@@ -83,7 +86,7 @@ class QueryMixin:
         )
         if n_batch < 2:  # noqa: PLR2004
             settings["objectives"] = tuple(x for x in objectives if x != "dar") or ("gep", "gepc")
-        model = cls(adata, **{**settings, "model": reference.to_checkpoint()})
+        model = cls(adata, **{**settings, "model": _without_adversary(reference.to_checkpoint())})
         model.panel_ = reference.panel_
         _extend(model, reference)
         _freeze(model, unfrozen=unfrozen, freeze_classifier=freeze_classifier)
@@ -102,6 +105,12 @@ class QueryMixin:
     ) -> AnnData | None:
         """Nothing needs to be prepared: genes are matched by name. Returns a copy with `inplace=False`."""
         return None if inplace else adata.copy()
+
+
+def _without_adversary(checkpoint: Checkpoint) -> Checkpoint:
+    """Its scores are as many as batches, of which a query may have more."""
+    weights = {name: x for name, x in checkpoint.weights.items() if not name.startswith("adversary_head.")}
+    return replace(checkpoint, weights=weights)
 
 
 def _extend(model: Any, reference: Any) -> None:

@@ -109,7 +109,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         layer_decay
             Factor on the learning rate from one layer to the one below it; the embeddings are the lowest.
         keep_best
-            Put back the weights of the best validated epoch.
+            Put back the weights of the best validated epoch. A `SaveCheckpoint` of scvi-tools with `load_best_on_end`
+            does so in its place.
         **trainer_kwargs
             Of scvi-tools' trainer: `callbacks`, `logger`, `precision`, `strategy`, `gradient_clip_val`, ...
 
@@ -120,6 +121,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         NonFiniteError
             When the loss is no number.
         """
+        freeze = (freeze,) if isinstance(freeze, str) else freeze
         for part in freeze:
             check_one_of(part, get_args(Part), name="a part in freeze")
         plan = {
@@ -138,19 +140,23 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 batch_size=batch_size,
                 **{**splitting, **(datasplitter_kwargs or {})},
             )
+            if early_stopping and not datamodule.n_val:
+                msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
+                raise ValueError(msg)
             start = self._start_head(datamodule)
         else:
             start = None
             plan["prepare"] = CountBatches(self.get_var_names(), self._checkpoint, max_length=self.max_length_)
-        trainer = self._trainer_settings(early_stopping, merge_kwargs(trainer_config, trainer_kwargs, name="trainer"))
-        best = KeepBest(trainer["early_stopping_monitor"], trainer["early_stopping_mode"], start=start)
-        trainer["callbacks"] = [*trainer.get("callbacks", []), *([best] if keep_best else [])]
+        trainer = self._trainer_settings(merge_kwargs(trainer_config, trainer_kwargs, name="trainer"))
+        if keep_best and not any(getattr(given, "load_best_on_end", False) for given in trainer["callbacks"]):
+            best = KeepBest(trainer["early_stopping_monitor"], trainer["early_stopping_mode"], start=start)
+            trainer["callbacks"].append(best)
         if not self.history_:
             self.is_trained_ = False  # the first training of this object: scvi-tools adds to a history only
         self.module.train()  # Lightning leaves it as it is: a loaded or once trained network has no dropout
         with self._adapted(lora_rank), _without_advice():
             super().train(
-                max_epochs or 10,
+                10 if max_epochs is None else max_epochs,
                 accelerator,
                 devices,
                 early_stopping=early_stopping,
@@ -159,10 +165,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 **trainer,
             )
 
-    def _trainer_settings(self, early_stopping: bool, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: FBT001
+    def _trainer_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         by_label = "cls" in self.module.objectives
         shown = settings.progress_bar and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        del early_stopping
+        callbacks = given.get("callbacks") or []
         return {
             "check_val_every_n_epoch": 1,
             "early_stopping_monitor": "macro_f1_validation" if by_label else "validation_loss",
@@ -172,6 +178,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             "gradient_clip_val": 1.0,
             "use_distributed_sampler": False,  # the sampler shares the cells out itself
             **given,
+            "callbacks": list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks],
         }
 
     @torch.no_grad()
@@ -248,6 +255,7 @@ def _without_advice() -> Iterator[None]:
     """Without the advice of Lightning that does not concern the user of a model."""
     with warnings.catch_warnings(), quiet("lightning.pytorch", "lightning.fabric", "pytorch_lightning", level=ERROR):
         for text in (".*does not have many workers", ".*smaller than the logging interval", ".*`isinstance.treespec",
-                     ".*No positive class", ".*is experiencing a deprecation", ".*`LeafSpec"):  # fmt: skip
+                     ".*No positive class", ".*is experiencing a deprecation", ".*`LeafSpec",
+                     "Total length of `list` across ranks is zero"):  # fmt: skip
             warnings.filterwarnings("ignore", message=text)
         yield

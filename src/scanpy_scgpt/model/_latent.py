@@ -203,6 +203,9 @@ def positions_of(cells: LabelledCells, indices: Sequence[int] | None) -> np.ndar
         return np.arange(len(cells))
     indices = np.asarray(indices)
     if indices.dtype == bool:
+        if indices.shape != (len(cells),):
+            msg = f"indices has {len(indices):,} entries of True and False, and there are {len(cells):,} cells."
+            raise IndexError(msg)
         return np.flatnonzero(indices)
     if indices.size and (indices.max() >= len(cells) or indices.min() < -len(cells)):
         msg = f"indices go up to {int(np.abs(indices).max()):,}, and there are {len(cells):,} cells."

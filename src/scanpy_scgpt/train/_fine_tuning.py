@@ -40,7 +40,7 @@ class FineTuningPlan(lp.LightningModule):
     rates
         Factor on the rate by the start of a parameter's name; the first that fits counts, 0 freezes.
     seed
-        Masks and dropout of a step depend on (seed, step, process) alone.
+        Masks and dropout of a batch depend on (seed, step, batch, process) alone.
     prepare
         Turns a batch of a data module of the user's into tensors of tokens, or None.
     """
@@ -76,10 +76,10 @@ class FineTuningPlan(lp.LightningModule):
             return batch
         return {name: tensor.to(self.device) for name, tensor in self.prepare(batch).items()}
 
-    def training_step(self, batch: Mapping[str, Tensor], _batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of a step."""
         batch = self._ready(batch)
-        with self._draws(self.global_step):
+        with self._draws(self.global_step, batch_idx):
             _, _, out = self.module(batch)
         if not torch.isfinite(out.loss):
             named = ", ".join(f"{name}={value.item():.3g}" for name, value in out.extra_metrics.items())
@@ -120,8 +120,8 @@ class FineTuningPlan(lp.LightningModule):
             self.log("macro_f1_validation", f1[truth > 0].mean(), prog_bar=True, sync_dist=True)
 
     @contextmanager
-    def _draws(self, number: int) -> Iterator[None]:
-        key = np.random.SeedSequence([self.seed, number, int(self.module.training), self.global_rank])
+    def _draws(self, *numbers: int) -> Iterator[None]:
+        key = np.random.SeedSequence([self.seed, *numbers, int(self.module.training), self.global_rank])
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
             yield

@@ -149,6 +149,8 @@ class FineTuningPlan(lp.LightningModule):
 
     def _factor(self, step: int) -> float:
         total = max(self._total_steps(), 1)
+        if math.isinf(total):  # batches of a data module that does not know how many it has
+            return 1.0
         warm = min(1.0, (step + 1) / max(self.warmup * total, 1))
         if self.schedule == "cosine":
             return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import read_h5ad
 from safetensors.numpy import load_file, save_file
+from scvi.data import AnnDataManager
 
 from scanpy_scgpt.io import CheckpointError, read_checkpoint, write_checkpoint
 
@@ -185,6 +186,11 @@ class StoreMixin:
     def load_registry(dir_path: str | os.PathLike[str], prefix: str | None = None) -> dict[str, Any]:
         """The registry of a saved model: what was set up, with which arguments."""
         return from_plain(_read(Path(dir_path).expanduser() / (prefix or ""))["registry"])
+
+    @staticmethod
+    def view_setup_args(dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
+        """Print with which arguments the cells of a saved model were set up."""
+        AnnDataManager.view_setup_method_args(StoreMixin.load_registry(dir_path, prefix))
 
 
 def _taken(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,9 +142,7 @@ def _given(parts: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
         msg = f"external_indexing: training, validation and test cells as positions from 0 to {n - 1:,}."
         raise ValueError(msg)
     if len(np.unique(every)) < len(every):
-        msg = (
-            "external_indexing names a cell more than once. What a model is judged on must not be what it learns from."
-        )
+        msg = "external_indexing names a cell more than once: a model is not judged on what it learned from."
         raise ValueError(msg)
     return positions
 

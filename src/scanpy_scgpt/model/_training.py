@@ -227,6 +227,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
 
     def _cells(self, adata: AnnData | None = None) -> LabelledCells:
         """Tokens of registered cells; those of the model's own cells are kept."""
+        if adata is None and self.adata is None:
+            msg = f"This {type(self).__name__} holds no cells: pass them (adata=...), or load it with its cells."
+            raise ValueError(msg)
         adata = self._validate_anndata(adata)
         manager = self.get_anndata_manager(adata, required=True)
         own = manager is self.adata_manager

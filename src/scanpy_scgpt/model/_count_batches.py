@@ -46,10 +46,7 @@ class CountBatches:
         counts = sparse.csr_matrix(counts)
         names = np.arange(counts.shape[0]).astype(str)
         tokens = self.tokenizer.encode(counts, self.ids, names)
-        codes = {
-            name: np.asarray(batch[name]).reshape(-1).astype(np.int64)
-            for name in ("labels", "batch")
-            if batch.get(name) is not None
-        }
+        given = {name: torch.as_tensor(batch[name]) for name in ("labels", "batch") if batch.get(name) is not None}
+        codes = {name: codes.cpu().numpy().reshape(-1).astype(np.int64) for name, codes in given.items()}
         cells = LabelledCells(tokens, codes, self.vocab.pad_id, self.vocab.cls_id, self.cls_value)
         return cells.batch(np.arange(len(tokens)))

@@ -101,7 +101,10 @@ class SCGPTAnnotator(SCGPT):
             Of :meth:`SCGPT.train`. By default 5 epochs at a rate of 1e-4, cells shown by at most 400 of their genes.
         """
         kwargs = {"max_epochs": 5, **kwargs} if not args else kwargs
-        kwargs["plan_kwargs"] = {"lr": 1e-4, **merge_kwargs(kwargs.pop("plan_config", None), kwargs.get("plan_kwargs"))}
+        kwargs["plan_kwargs"] = {
+            "lr": 1e-4,
+            **merge_kwargs(kwargs.pop("plan_config", None), kwargs.get("plan_kwargs"), name="plan"),
+        }
         if kwargs.get("datamodule") is None:
             kwargs["datasplitter_kwargs"] = {"train_length": 400, **(kwargs.get("datasplitter_kwargs") or {})}
         super().train(*args, **kwargs)

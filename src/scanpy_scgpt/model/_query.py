@@ -129,7 +129,8 @@ def _freeze(model: Any, *, unfrozen: bool, freeze_classifier: bool) -> None:
     trained = [heads[x] for x in model.module.objectives if x in heads] + ([] if freeze_classifier else ["class_head"])
     for name, parameter in model.module.named_parameters():
         adapted = name.startswith("transformer.") and any(part in name for part in _ADAPTED)
-        parameter.requires_grad_(unfrozen or adapted or name.split(".")[0] in trained)
+        wanted = unfrozen or adapted or name.split(".")[0] in trained
+        parameter.requires_grad_(wanted and parameter.requires_grad)  # what no term reaches stays at rest
     if not unfrozen:
         n_free = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
         n_all = sum(p.numel() for p in model.module.parameters())

@@ -92,6 +92,14 @@ class FineTuneModule(BaseModuleClass):
         adversary = n_batch > 1 and "dar" in self.objectives
         self.adversary_head = AdversaryHead(d_model=config.d_model, n_batches=n_batch) if adversary else None
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self._rest_unused()
+
+    def _rest_unused(self) -> None:
+        """What no term of the loss reaches asks for no gradient: else processes would wait for it for ever."""
+        self.transformer.encoder.unknown.requires_grad_(requires_grad=False)
+        for name, part in (("gep", self.expression_head), ("gepc", self.cell_to_gene_head), ("cls", self.class_head)):
+            if part is not None and name not in self.objectives:
+                part.requires_grad_(requires_grad=False)
 
     @property
     def hides(self) -> bool:

@@ -132,7 +132,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
         self.panel_: list[int] | None = None
         self._tokens: dict[str, LabelledCells] = {}
         counts = {"n_labels": len(self.labels_), "n_batch": len(self.batches_)}
-        chosen = check_objectives(objectives or self._usual_objectives(), **counts)
+        chosen = check_objectives(objectives or self._usual_objectives(), weights=weights, **counts)
         shape = checkpoint.transformer if dropout is None else replace(checkpoint.transformer, dropout=dropout)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(rng)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -189,22 +189,30 @@ class FineTuneModule(BaseModuleClass):
         raise NotImplementedError(msg)
 
 
-def check_objectives(objectives: Sequence[str], *, n_labels: int, n_batch: int) -> tuple[str, ...]:
+def check_objectives(
+    objectives: Sequence[str] | str, *, n_labels: int, n_batch: int, weights: Mapping[str, float] | None = None
+) -> tuple[str, ...]:
     """Objectives that the registered data can serve.
 
     Raises
     ------
     ValueError
-        For an unknown one, none at all, or one whose column was not registered.
+        For an unknown one, none at all, one whose column was not registered, or a weight of an unknown one.
     """
-    choices = ("cls", "gep", "gepc", "ecs", "dar")
+    choices = get_args(Objective)
+    objectives = (objectives,) if isinstance(objectives, str) else objectives
     for name in objectives:
         check_one_of(name, choices, name="an objective")
+    for name in weights or ():
+        check_one_of(name, choices, name="an objective in weights")
     if not objectives:
         msg = f"objectives is empty: name at least one of {', '.join(map(repr, choices))}."
         raise ValueError(msg)
     if "cls" in objectives and n_labels < 1:
         msg = "The objective 'cls' needs labels: name their column in setup_anndata(adata, labels_key='cell_type')."
+        raise ValueError(msg)
+    if "cls" in objectives and n_labels == 1:
+        msg = "The objective 'cls' tells labels apart, and there is 1. Name a column with several as labels_key."
         raise ValueError(msg)
     if "dar" in objectives and n_batch <= 1:
         msg = (

@@ -144,7 +144,7 @@ class LatentMixin:
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         genes
-            Symbols, all in the vocabulary.
+            Symbols, all in the vocabulary; one that is named twice has one row.
         layer
             Number of the layer; negative from the last.
         head
@@ -159,7 +159,8 @@ class LatentMixin:
         ValueError
             For a gene that is not in the vocabulary, or a layer or head that is not there.
         """
-        ids = self._checkpoint.vocab.ids(list(genes))
+        genes = list(dict.fromkeys(genes))
+        ids = self._checkpoint.vocab.ids(genes)
         if (ids < 0).any():
             lost = [gene for gene, i in zip(genes, ids, strict=True) if i < 0]
             msg = f"{', '.join(lost[:5])}: not in the vocabulary of {self._checkpoint.label}. Leave them out."

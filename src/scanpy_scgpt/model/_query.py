@@ -106,6 +106,16 @@ class QueryMixin:
         """Nothing needs to be prepared: genes are matched by name. Returns a copy with `inplace=False`."""
         return None if inplace else adata.copy()
 
+    @staticmethod
+    def prepare_query_mudata(
+        mdata: MuData,
+        reference_model: str | os.PathLike[str] | Any,
+        return_reference_var_names: bool = False,  # noqa: FBT001, FBT002
+        inplace: bool = True,  # noqa: FBT001, FBT002
+    ) -> MuData | None:
+        """As :meth:`prepare_query_anndata`."""
+        return None if inplace else mdata.copy()
+
 
 def _without_adversary(checkpoint: Checkpoint) -> Checkpoint:
     """Its scores are as many as batches, of which a query may have more."""

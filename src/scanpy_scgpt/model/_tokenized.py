@@ -52,7 +52,7 @@ def tokenized(
     adata = part_of(manager.adata, counts)
     if adata is not manager.adata and not adata.obs_names.equals(manager.adata.obs_names):
         msg = (
-            f"The cells of mdata.mod[{counts.mod_key!r}] stand in another order than those of mdata, so results would go "
+            f"The cells of mdata.mod[{counts.mod_key!r}] are not in the order of those of mdata, so results would go "
             f"to other cells. Order them: mdata = mdata[mdata.mod[{counts.mod_key!r}].obs_names].copy()."
         )
         raise ValueError(msg)

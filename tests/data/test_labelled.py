@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def test_a_long_cell_is_shown_by_genes_that_are_drawn(cells):
     for seed in range(300):
         batch = cells.batch(np.array([4, 0]), most=6, rng=np.random.default_rng(seed))
         assert batch["gene_ids"].shape == (2, 6)
-        assert batch["gene_ids"][1].tolist() == cells.batch(np.array([0]))["gene_ids"][0].tolist() + [57, 57]
+        assert batch["gene_ids"][1].tolist() == [*cells.batch(np.array([0]))["gene_ids"][0].tolist(), 57, 57]
         own = slice(*cells.tokens.indptr[4:6])
         where = dict(zip(cells.tokens.gene_ids[own], cells.tokens.values[own], strict=True))
         drawn, values = batch["gene_ids"][0, 1:].numpy(), batch["values"][0, 1:].numpy()
@@ -70,11 +72,15 @@ def _seen(sampler):
     return [draw.cells.tolist() for draw in sampler]
 
 
+def _flat(batches):
+    return list(chain.from_iterable(batches))
+
+
 def test_a_pass_has_each_cell_once_and_another_order_next_time(cells):
     sampler = ShuffledBatches(cells, np.arange(11), batch_size=3)
     first, second = _seen(sampler), _seen(sampler)
     assert len(first) == len(sampler) == 4
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(11))
+    assert sorted(_flat(first)) == sorted(_flat(second)) == list(range(11))
     assert first != second
     sampler.set_epoch(0)
     assert _seen(sampler) == first
@@ -93,7 +99,7 @@ def test_each_process_gets_as_many_batches(cells, world_size, n):
     samplers = [ShuffledBatches(cells, np.arange(n), rank=rank, **settings) for rank in range(world_size)]
     found = [_seen(sampler) for sampler in samplers]
     assert {len(batches) for batches in found} == {len(samplers[0])}
-    assert set(sum(sum(found, []), [])) == set(range(n))
+    assert set(_flat(_flat(found))) == set(range(n))
 
 
 def test_groups_are_balanced(cells):
@@ -102,7 +108,7 @@ def test_groups_are_balanced(cells):
     for epoch in range(100):
         sampler = ShuffledBatches(cells, np.arange(11), batch_size=4, balance=balance, power=1.0)
         sampler.set_epoch(epoch)
-        np.add.at(counted, sum(_seen(sampler), []), 1)
+        np.add.at(counted, _flat(_seen(sampler)), 1)
     assert counted[9:].sum() / counted.sum() == pytest.approx(0.5, abs=0.05)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as lp
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from scanpy_scgpt._validate import check_one_of
 
 from ._plan import NonFiniteError
 
@@ -43,6 +45,11 @@ class FineTuningPlan(lp.LightningModule):
         Masks and dropout of a batch depend on (seed, step, batch, process) alone.
     prepare
         Turns a batch of a data module of the user's into tensors of tokens, or None.
+
+    Raises
+    ------
+    ValueError
+        For an unknown schedule.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class FineTuningPlan(lp.LightningModule):
         prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
+        check_one_of(schedule, get_args(Schedule), name="schedule")
         self.module, self.lr, self.weight_decay = module, lr, weight_decay
         self.schedule, self.gamma, self.warmup, self.seed = schedule, gamma, warmup, seed
         self.rates, self.prepare = dict(rates or {}), prepare

@@ -53,7 +53,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(batch):
 
 def test_values_of_hidden_genes_are_predicted_from_tokens_and_cells(batch):
     module = _module()
-    inference, generative, out = _call(module, batch)
+    inference, _, out = _call(module, batch)
     hidden = inference["hidden"]
     shown = torch.where(hidden, torch.tensor(-1.0), batch["values"])
     tokens = module.transformer(batch["gene_ids"], shown, batch["padding"])
@@ -71,7 +71,7 @@ def test_values_of_hidden_genes_are_predicted_from_tokens_and_cells(batch):
 
 def test_labels_batches_and_similarity(batch):
     module = _module(smoothing=0.1)
-    inference, generative, out = _call(module, batch)
+    inference, _, out = _call(module, batch)
     cell = inference["cell"]
     logs = torch.log_softmax(module.class_head(cell), dim=1)
     known = torch.tensor([0, 1, 3])

@@ -27,7 +27,8 @@ def to_plain(value: Any) -> Any:
         columns = {str(name): column.tolist() for name, column in value.items()}
         return {_FRAME: columns, "index": value.index.tolist(), "name": value.index.name}
     if isinstance(value, np.ndarray):
-        return {_ARRAY: value.dtype.str if value.dtype != object else "O", "values": value.tolist()}
+        kind = value.dtype.str if value.dtype != object else "O"
+        return {_ARRAY: kind, "shape": list(value.shape), "values": value.ravel().tolist()}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -44,7 +45,7 @@ def from_plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if _ARRAY in value:
-        return np.asarray(value["values"], dtype=value[_ARRAY])
+        return np.asarray(value["values"], dtype=value[_ARRAY]).reshape(value["shape"])
     if _FRAME in value:
         return pd.DataFrame(value[_FRAME], index=pd.Index(value["index"], name=value["name"]))
     return {key: from_plain(x) for key, x in value.items()}

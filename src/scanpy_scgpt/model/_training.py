@@ -143,6 +143,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             if early_stopping and not datamodule.n_val:
                 msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
                 raise ValueError(msg)
+            if "cls" in self.module.objectives and (datamodule.cells.codes["labels"][datamodule.train_idx] < 0).all():
+                msg = "No training cell has a label, which the objective 'cls' learns from. Choose other training cells."
+                raise ValueError(msg)
             start = self._start_head(datamodule)
         else:
             start = None

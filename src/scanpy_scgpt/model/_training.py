@@ -144,7 +144,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
                 raise ValueError(msg)
             if "cls" in self.module.objectives and (datamodule.cells.codes["labels"][datamodule.train_idx] < 0).all():
-                msg = "No training cell has a label, which the objective 'cls' learns from. Choose other training cells."
+                msg = "No training cell has a label, which the objective 'cls' learns from. Choose others."
                 raise ValueError(msg)
             start = self._start_head(datamodule)
         else:

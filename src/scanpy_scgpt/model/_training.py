@@ -42,6 +42,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Parts of the network that can be frozen, and how the names of their parameters start."""
 _LOW_RANK = ("attention.in_proj", "attention.out_proj", "feed_forward.linear1", "feed_forward.linear2")
+_ARGUMENTS = frozenset({"max_epochs", "accelerator", "devices"})  # of train itself, which win over trainer_config
 _PATIENCE = 3  # validations without a better one
 
 
@@ -151,6 +152,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             start = None
             plan["prepare"] = CountBatches(self.get_var_names(), self._checkpoint, max_length=self.max_length_)
         trainer = self._trainer_settings(merge_kwargs(trainer_config, trainer_kwargs, name="trainer"))
+        early_stopping = trainer.pop("early_stopping", early_stopping)
         if keep_best and not any(getattr(given, "load_best_on_end", False) for given in trainer["callbacks"]):
             best = KeepBest(trainer["early_stopping_monitor"], trainer["early_stopping_mode"], start=start)
             trainer["callbacks"].append(best)
@@ -180,7 +182,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             "enable_progress_bar": shown,
             "gradient_clip_val": 1.0,
             "use_distributed_sampler": False,  # the sampler shares the cells out itself
-            **given,
+            **{name: value for name, value in given.items() if name not in _ARGUMENTS},
             "callbacks": list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks],
         }
 

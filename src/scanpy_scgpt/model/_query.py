@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scanpy_scgpt._logging import get_logger
 
-from ._registry import state_of
+from ._registry import setup_of, state_of
 from ._store import _device, _taken
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ class QueryMixin:
         if isinstance(reference_model, str | os.PathLike):
             reference = cls.load(reference_model, adata=False, accelerator="cpu")
         known = reference.registry_
-        setup = getattr(cls, known["setup_method_name"])
-        setup(adata, source_registry=known, extend_categories=True, **known["setup_args"])
+        setup_of(cls, known)(adata, source_registry=known, extend_categories=True, **known["setup_args"])
         labelled = not freeze_classifier and bool(state_of(known, "labels"))
         objectives = tuple(x for x in reference.module.objectives if x != "cls" or labelled) or ("gep", "gepc")
         settings = {

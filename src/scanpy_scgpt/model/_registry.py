@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,18 @@ def state_of(registry: Mapping[str, Any], key: str) -> dict[str, Any]:
 def categories_of(registry: Mapping[str, Any], key: str) -> list[str]:
     """Names of the categories of `"labels"` or `"batch"`, in the order of their integers."""
     return [str(name) for name in state_of(registry, key).get("categorical_mapping", ())]
+
+
+def setup_of(cls: type, registry: Mapping[str, Any]) -> Callable[..., None]:
+    """The method of a class that registers cells as those of a registry were."""
+    method = getattr(cls, registry["setup_method_name"], None)
+    if method is None:
+        msg = (
+            f"This {cls.__name__} was made from the registry of a data module, so cells cannot be registered as its own "
+            "were. Load it with adata=False, and give batches: dataloader=..."
+        )
+        raise ValueError(msg)
+    return method
 
 
 def to_plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from scvi.data import AnnDataManager
 from scanpy_scgpt.io import CheckpointError, read_checkpoint, write_checkpoint
 
 from ._devices import choose_device
-from ._registry import from_plain, to_plain
+from ._registry import from_plain, setup_of, to_plain
 from ._weights import fill
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ class StoreMixin:
             Replace the files of a model that is there.
         save_anndata
             Write the cells too.
-        save_kwargs, legacy_mudata_format, datamodule
+        save_kwargs, legacy_mudata_format
             As scvi-tools takes them.
+        datamodule
+            Has no effect: the registry says what it would.
         **anndata_write_kwargs
             Of the function that writes the cells.
 
@@ -71,7 +74,12 @@ class StoreMixin:
         ------
         FileExistsError
             When the folder exists and `overwrite` is not set.
+        ValueError
+            When cells are to be saved and there are none.
         """
+        if save_anndata and self.adata is None:
+            msg = f"This {type(self).__name__} holds no cells: leave save_anndata out."
+            raise ValueError(msg)
         folder = Path(dir_path).expanduser().resolve() / (prefix or "")
         if folder.exists() and not overwrite:
             msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace the model in it."
@@ -89,12 +97,20 @@ class StoreMixin:
                 save_anndata=save_anndata,
                 save_kwargs=save_kwargs,
                 legacy_mudata_format=legacy_mudata_format,
-                datamodule=datamodule,
+                datamodule=self._stand_in(),
                 **anndata_write_kwargs,
             )
             _put(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def _stand_in(self) -> SimpleNamespace:
+        """What scvi-tools asks a data module for when a model that was made from one is saved."""
+        n_labels, n_batch = len(self.labels_), len(self.batches_)
+        none = {key: {"summary_stats": {f"n_{key}": 0}} for key in ("extra_categorical_covs", "extra_continuous_covs")}
+        sizes = {"n_labels": n_labels, "n_batch": n_batch, "n_vars": self.summary_stats.n_vars, "n_samples": 0}
+        names = {"batch_labels": self.batches_, "label_keys": self.labels_}
+        return SimpleNamespace(registry={"field_registries": none}, **sizes, **names)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """What a class keeps besides weights and plain values."""
@@ -166,7 +182,7 @@ class StoreMixin:
         registry = from_plain(saved["registry"])
         adata = _saved_cells(folder) if adata is None else (None if adata is False else adata)
         if adata is not None:
-            getattr(cls, registry["setup_method_name"])(adata, source_registry=registry, **registry["setup_args"])
+            setup_of(cls, registry)(adata, source_registry=registry, **registry["setup_args"])
         checkpoint = read_checkpoint(folder)
         model = cls(
             adata,

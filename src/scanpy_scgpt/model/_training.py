@@ -25,6 +25,7 @@ from scanpy_scgpt.train import FineTuningPlan, KeepBest
 
 from ._count_batches import CountBatches
 from ._probe import fit_probe
+from ._registry import setup_of
 from ._tokenized import tokenized
 
 if TYPE_CHECKING:
@@ -235,6 +236,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if adata is None and self.adata is None:
             msg = f"This {type(self).__name__} holds no cells: pass them (adata=...), or load it with its cells."
             raise ValueError(msg)
+        if self.adata is None:
+            setup_of(type(self), self.registry_)
         adata = self._validate_anndata(adata)
         manager = self.get_anndata_manager(adata, required=True)
         own = manager is self.adata_manager

@@ -26,8 +26,8 @@ def setup_of(cls: type, registry: Mapping[str, Any]) -> Callable[..., None]:
     method = getattr(cls, registry["setup_method_name"], None)
     if method is None:
         msg = (
-            f"This {cls.__name__} was made from the registry of a data module, so cells cannot be registered as its own "
-            "were. Load it with adata=False, and give batches: dataloader=..."
+            f"This {cls.__name__} was made from the registry of a data module, which does not say how cells are "
+            "registered. Load it with adata=False, and give batches: dataloader=..."
         )
         raise ValueError(msg)
     return method

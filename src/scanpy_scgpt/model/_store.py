@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -92,14 +94,15 @@ class StoreMixin:
             if arrays := self._arrays():
                 save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, draft / "ours" / ARRAYS)
             (draft / "ours" / MODEL).write_text(json.dumps(self._plain()) + "\n", encoding="utf-8")
-            super().save(
-                str(draft / "theirs"),
-                save_anndata=save_anndata,
-                save_kwargs=save_kwargs,
-                legacy_mudata_format=legacy_mudata_format,
-                datamodule=self._stand_in(),
-                **anndata_write_kwargs,
-            )
+            with _without_advice():
+                super().save(
+                    str(draft / "theirs"),
+                    save_anndata=save_anndata,
+                    save_kwargs=save_kwargs,
+                    legacy_mudata_format=legacy_mudata_format,
+                    datamodule=self._stand_in(),
+                    **anndata_write_kwargs,
+                )
             _put(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -244,8 +247,17 @@ def _saved_cells(folder: Path) -> AnnData | None:
     if (folder / _MDATA).is_file():
         import mudata
 
-        return mudata.read_h5mu(folder / _MDATA)
+        with _without_advice():
+            return mudata.read_h5mu(folder / _MDATA)
     return None
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the advice of mudata on how to write objects, which is not for who saves a model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="From 0.4 .update\\(\\) will not pull", category=FutureWarning)
+        yield
 
 
 def _read(folder: Path) -> Mapping[str, Any]:

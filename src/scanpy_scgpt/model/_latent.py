@@ -80,10 +80,8 @@ class LatentMixin:
         if dataloader is None:
             cells = self._cells(adata)
             vectors = self._vectors(cells, positions_of(cells, indices), batch_size=batch_size)
-        elif adata is not None or indices is not None:
-            msg = "dataloader excludes adata and indices: it names the cells itself. Give one of them."
-            raise ValueError(msg)
         else:
+            check_alone(adata, indices)
             vectors = self._vectors_of_batches(dataloader)
         if normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -95,12 +93,22 @@ class LatentMixin:
         settings = {"pooling": self.pooling_, "device": str(self.device), "max_tokens": most, "backend": "torch"}
         return Embedder(self.to_checkpoint(), **settings).embed_tokens(tokens)
 
+    def _count_batches(self) -> CountBatches:
+        """What makes tokens of batches of counts."""
+        if self.include_zeros_ and self.panel_ is None:
+            msg = (
+                "include_zeros needs cells to choose the genes from, and batches of counts do not give them all: make "
+                "the model from cells, or leave include_zeros out."
+            )
+            raise ValueError(msg)
+        settings = {"max_length": self.max_length_, "panel": self.panel_}
+        return CountBatches(self.get_var_names(), self._checkpoint, **settings)
+
     @torch.inference_mode()
     def _vectors_of_batches(self, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
         self.module.eval()
-        prepare = CountBatches(self.get_var_names(), self._checkpoint, max_length=self.max_length_)
         vectors = []
-        for batch in map(prepare, batches):
+        for batch in map(self._count_batches(), batches):
             inputs = (batch["gene_ids"], batch["values"], batch.get("padding"))
             vectors.append(self.module.inference(*inputs)["cell"].float().cpu().numpy())
         return np.concatenate(vectors)
@@ -196,6 +204,13 @@ class LatentMixin:
         q, k, _ = attention.in_proj(x).unflatten(-1, (3, attention.n_heads, -1)).unbind(2)
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
         return scores.masked_fill(batch["padding"].to(self.device)[:, None, None, :], -torch.inf).softmax(dim=-1)
+
+
+def check_alone(adata: AnnData | None, indices: Sequence[int] | None) -> None:
+    """Batches exclude cells."""
+    if adata is not None or indices is not None:
+        msg = "dataloader excludes adata and indices: it names the cells itself. Give one of them."
+        raise ValueError(msg)
 
 
 def positions_of(cells: LabelledCells, indices: Sequence[int] | None) -> np.ndarray:

@@ -23,7 +23,6 @@ from scanpy_scgpt.data.splitter import TokenDataSplitter
 from scanpy_scgpt.nn import add_low_rank, merge_low_rank
 from scanpy_scgpt.train import FineTuningPlan, KeepBest
 
-from ._count_batches import CountBatches
 from ._probe import fit_probe
 from ._registry import setup_of
 from ._tokenized import tokenized
@@ -151,7 +150,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             start = self._start_head(datamodule)
         else:
             start = None
-            plan["prepare"] = CountBatches(self.get_var_names(), self._checkpoint, max_length=self.max_length_)
+            plan["prepare"] = self._count_batches()
         trainer = self._trainer_settings(merge_kwargs(trainer_config, trainer_kwargs, name="trainer"))
         early_stopping = trainer.pop("early_stopping", early_stopping)
         if keep_best and not any(getattr(given, "load_best_on_end", False) for given in trainer["callbacks"]):

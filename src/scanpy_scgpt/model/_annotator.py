@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scvi.train import merge_kwargs
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 from scanpy_scgpt._logging import get_logger
 
 from ._anchor import Anchor, fit_anchor
 from ._calibration import Calibration, calibrate
+from ._count_batches import tokens_of
 from ._latent import positions_of
 from ._scgpt import SCGPT
 
@@ -180,6 +182,18 @@ class SCGPTAnnotator(SCGPT):
     ) -> np.ndarray:
         network, anchor, _ = self._seen(cells, positions, batch_size=batch_size)
         return self._require_calibration().probabilities(network, anchor)
+
+    def _probabilities_of_batches(self, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
+        if self._calibration is None:  # trained on a data module, which may be larger than memory
+            return super()._probabilities_of_batches(batches)
+        prepare, found = self._count_batches(), []
+        for batch in map(prepare, batches):
+            network = self._scores_of(self._vectors_of_batches([batch]))
+            anchor = np.zeros_like(network)
+            if self._anchor is not None:
+                anchor = self._anchor.scores(tokens_of(batch), n_bins=self._checkpoint.tokenizer.n_bins)
+            found.append(self._calibration.probabilities(network, anchor))
+        return np.concatenate(found)
 
     def assess(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, target_error: float = 0.1

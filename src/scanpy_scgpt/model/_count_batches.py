@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.tokenizer import Tokenizer, match_genes, with_zeros
+from scanpy_scgpt.tokenizer import Tokenizer, Tokens, match_genes, with_zeros
 
 
 class CountBatches:
@@ -57,3 +57,12 @@ class CountBatches:
         codes = {name: codes.cpu().numpy().reshape(-1).astype(np.int64) for name, codes in given.items()}
         cells = LabelledCells(tokens, codes, self.vocab.pad_id, self.vocab.cls_id, self.cls_value)
         return cells.batch(np.arange(len(tokens)))
+
+
+def tokens_of(batch: Mapping[str, Tensor]) -> Tokens:
+    """The genes of a batch of tokens, without `<cls>` and padding."""
+    kept = ~batch["padding"].cpu().numpy()
+    kept[:, 0] = False
+    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+    gene_ids, values = batch["gene_ids"].cpu().numpy()[kept], batch["values"].cpu().numpy()[kept]
+    return Tokens(indptr, gene_ids.astype(np.int32), values.astype(np.uint8))

@@ -716,6 +716,27 @@ def test_a_data_module_in_place_of_cells(name, stream, cells, checkpoint, make, 
         model.get_latent_representation(cells, dataloader=module.inference_dataloader())
 
 
+@each_class
+@pytest.mark.parametrize("include_zeros", [False, True])
+def test_batches_and_cells_have_the_same_answers(name, include_zeros, cells, make):
+    model = make(name, cells, include_zeros=include_zeros, max_length=1200)
+    model.train(max_epochs=1, train_size=0.7)
+    expected = model.predict(soft=True)
+    tokens = model._make_data_loader(batch_size=13)
+    np.testing.assert_allclose(model.predict(dataloader=tokens, soft=True), expected, atol=1e-5)
+    vectors = model.get_latent_representation(dataloader=tokens)
+    np.testing.assert_allclose(vectors, model.get_latent_representation(), atol=1e-5)
+    counts = model.predict(dataloader=_Counts(cells).inference_dataloader(), soft=True)
+    assert np.abs(counts.to_numpy() - expected.to_numpy()).mean() < 0.03  # ties are drawn by position, not by name
+
+
+def test_zeros_need_cells(cells, checkpoint):
+    module = _Counts(cells)
+    model = models.SCGPT(registry=module.registry, model=checkpoint, include_zeros=True)
+    with pytest.raises(ValueError, match="include_zeros needs cells to choose the genes from"):
+        model.train(max_epochs=1, datamodule=module)
+
+
 # ---- queries
 
 

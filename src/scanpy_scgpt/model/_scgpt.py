@@ -23,7 +23,7 @@ from scanpy_scgpt.data.fields import (
     MuDataCountsField,
 )
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.module.finetune import FineTuneModule, Objective, check_objectives
+from scanpy_scgpt.module.finetune import FineTuneModule, Objective, check_objectives, check_settings
 
 from ._latent import LatentMixin
 from ._predict import PredictMixin
@@ -121,6 +121,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
             )
             raise ValueError(msg)
         super().__init__(adata, registry)
+        check_settings(mask_ratio=mask_ratio, smoothing=smoothing, head_layers=head_layers, pooling=pooling)
         checkpoint = models.load(model)
         checkpoint = models.untrained(checkpoint, rng=rng) if from_scratch else checkpoint
         self._checkpoint = checkpoint

@@ -122,6 +122,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         NonFiniteError
             When the loss is no number.
         """
+        if lora_rank is not None and lora_rank < 1:
+            msg = f"lora_rank={lora_rank!r}: a rank of at least 1, such as 8, or None to train the weights themselves."
+            raise ValueError(msg)
         freeze = (freeze,) if isinstance(freeze, str) else freeze
         for part in freeze:
             check_one_of(part, get_args(Part), name="a part in freeze")
@@ -234,6 +237,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         """Tokens of registered cells; those of the model's own cells are kept."""
         if adata is None and self.adata is None:
             msg = f"This {type(self).__name__} holds no cells: pass them (adata=...), or load it with its cells."
+            raise ValueError(msg)
+        if adata is not None and not adata.n_obs:
+            msg = "adata has no cells. Look at the filter that it comes out of."
             raise ValueError(msg)
         if self.adata is None:
             setup_of(type(self), self.registry_)

@@ -12,6 +12,7 @@ from torch import Tensor
 from scanpy_scgpt._types import Pooling
 from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.nn import (
+    POOLINGS,
     AdversaryHead,
     CellPool,
     CellToGeneHead,
@@ -187,6 +188,25 @@ class FineTuneModule(BaseModuleClass):
         """
         msg = "Samples of expression come from a generative model: scanpy_scgpt.tl.generate(adata)."
         raise NotImplementedError(msg)
+
+
+def check_settings(*, mask_ratio: float, smoothing: float, head_layers: int, pooling: Pooling | None) -> None:
+    """Settings that a module can work with.
+
+    Raises
+    ------
+    ValueError
+        For a share out of range, a head without a map, or an unknown pooling.
+    """
+    check_one_of(pooling, (None, *POOLINGS), name="pooling")
+    for name, value, good, what in (
+        ("mask_ratio", mask_ratio, 0 < mask_ratio < 1, "a share between 0 and 1, such as 0.4"),
+        ("smoothing", smoothing, 0 <= smoothing < 1, "a share from 0 to below 1, such as 0.1"),
+        ("head_layers", head_layers, head_layers >= 1, "a number of affine maps, such as 3"),
+    ):
+        if not good:
+            msg = f"{name}={value!r}: {what}."
+            raise ValueError(msg)
 
 
 def check_objectives(

@@ -590,6 +590,20 @@ def test_early_stopping(name, cells, make, capsys):
 
 
 @each_class
+def test_an_untrained_model_is_saved_and_no_epoch_keeps_the_start(name, cells, make, tmp_path):
+    model = make(name, cells)
+    model.save(tmp_path / "m")
+    back = type(model).load(tmp_path / "m", adata=cells.copy())
+    assert not back.is_trained
+    with pytest.raises(RuntimeError, match="random weights"):
+        back.predict()
+    before = _weights(back)
+    back.train(max_epochs=0, train_size=0.7)
+    assert {key.split(".")[0] for key in _changed(back, before)} <= {"class_head"}
+    assert len(back.predict()) == 90
+
+
+@each_class
 def test_all_cells_may_be_trained_on(name, cells, make):
     model = make(name, cells)
     model.train(max_epochs=1, train_size=1.0)
@@ -883,6 +897,31 @@ def test_columns_that_are_not_there(name, cells):
     cells.obs["none"] = np.nan
     with pytest.raises(ValueError, match=r"obs\['none'\] has no value at all. Name a column with labels."):
         kind.setup_anndata(cells, labels_key="none")
+
+
+@each_class
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"pooling": "median"}, "pooling='median': use one of None, 'cls', 'mean', 'weighted', 'layers'"),
+        ({"mask_ratio": 0}, "mask_ratio=0: a share between 0 and 1, such as 0.4."),
+        ({"smoothing": 1.0}, "smoothing=1.0: a share from 0 to below 1, such as 0.1."),
+        ({"head_layers": 0}, "head_layers=0: a number of affine maps, such as 3."),
+        ({"max_length": 1}, "max_length=1: it counts <cls>, so at least 2"),
+        ({"weights": {"mvc": 1.0}}, "an objective in weights='mvc': use one of 'cls', 'gep', 'gepc', 'ecs', 'dar'"),
+    ],
+)
+def test_settings_out_of_range(name, settings, text, cells, make):
+    with pytest.raises(ValueError, match=text):
+        make(name, cells, **settings).get_latent_representation()
+
+
+def test_training_out_of_range(cells, make):
+    model = make("SCGPT", cells)
+    with pytest.raises(ValueError, match="lora_rank=0: a rank of at least 1, such as 8, or None to train the weights"):
+        model.train(lora_rank=0)
+    with pytest.raises(ValueError, match="adata has no cells. Look at the filter that it comes out of."):
+        model.get_latent_representation(cells[:0].copy())
 
 
 @each_class

@@ -967,6 +967,35 @@ def test_a_query_of_other_genes(trained, cells):
         model.train(max_epochs=1)
 
 
+@each_class
+def test_labels_that_were_not_learned(name, cells, make):
+    """A head that no term of the loss trained has random weights, however long the rest was trained."""
+    model = make(name, cells, objectives=("gep",))
+    model.train(max_epochs=1)
+    with pytest.raises(RuntimeError, match="random weights: call model.train.. first, with 'cls' among the objectives"):
+        model.predict()
+    query = type(model).load_query_data(cells[:20].copy(), model)
+    query.train(max_epochs=1)
+    with pytest.raises(RuntimeError, match="random weights"):
+        query.predict()
+
+
+@each_class
+@pytest.mark.parametrize("kinds", [["B", "T"], ["u", "v", "w"]])
+def test_a_fine_tuned_folder_is_a_start_for_other_labels(name, kinds, trained, saved, cells, make):
+    cells.obs["cell_type"] = np.array(kinds)[np.arange(90) % len(kinds)]
+    cells.obs["donor"] = np.array(["x", "y", "z"])[np.arange(90) % 3]
+    model = make(name, cells, model=saved, objectives=("cls", "dar"))
+    assert model.labels_ == kinds
+    for key, weight in trained.module.state_dict().items():
+        if not key.startswith(("class_head", "adversary_head")):
+            assert torch.equal(model.module.state_dict()[key], weight)
+    with pytest.raises(RuntimeError, match="random weights"):
+        model.predict()
+    if len(kinds) == 3:
+        assert not torch.equal(model.module.class_head.out.weight, trained.module.class_head.out.weight)
+
+
 def test_labels_before_training(cells, make):
     for name in CLASSES:
         with pytest.raises(

@@ -71,8 +71,11 @@ class PredictMixin:
                 f"{type(self).__name__}.setup_anndata(adata, labels_key='cell_type')."
             )
             raise RuntimeError(msg)
-        if not self.is_trained_:
-            msg = "The head of the labels has random weights: call model.train() first, or load a trained model."
+        if not (self.is_trained_ and self.names_labels_):
+            msg = (
+                "The head of the labels has random weights: call model.train() first, with 'cls' among the objectives, "
+                "or load a trained model."
+            )
             raise RuntimeError(msg)
 
     def _probabilities(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from scanpy_scgpt._logging import get_logger
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch import LightningDataModule
     from mudata import MuData
-
-    from scanpy_scgpt.io import Checkpoint
 
 logger = get_logger(__name__)
 _ADAPTED = (".norm1.", ".norm2.", ".norm.")  # layer norms: few numbers, through which a query can shift
@@ -80,19 +77,14 @@ class QueryMixin:
             "objectives": objectives,
             "from_scratch": False,
         }
-        n_batch = len(
-            state_of(cls._get_most_recent_anndata_manager(adata).registry, "batch").get("categorical_mapping", ())
-        )
-        if n_batch < 2:  # noqa: PLR2004
-            settings["objectives"] = tuple(x for x in objectives if x != "dar") or ("gep", "gepc")
-        model = cls(adata, **{**settings, "model": _without_adversary(reference.to_checkpoint())})
+        model = cls(adata, **{**settings, "model": reference.to_checkpoint()})
         model.panel_ = reference.panel_
         _extend(model, reference)
         _freeze(model, unfrozen=unfrozen, freeze_classifier=freeze_classifier)
         model.to_device(_device(accelerator, device))
         model.module.eval()
         model._set_arrays(reference._arrays())
-        model.is_trained_ = reference.is_trained_
+        model.is_trained_, model.names_labels_ = reference.is_trained_, reference.names_labels_
         return model
 
     @staticmethod
@@ -116,21 +108,16 @@ class QueryMixin:
         return None if inplace else mdata.copy()
 
 
-def _without_adversary(checkpoint: Checkpoint) -> Checkpoint:
-    """Its scores are as many as batches, of which a query may have more."""
-    weights = {name: x for name, x in checkpoint.weights.items() if not name.startswith("adversary_head.")}
-    return replace(checkpoint, weights=weights)
-
-
 def _extend(model: Any, reference: Any) -> None:
-    """Scores of the batches that the reference knows stay; those of new ones are new."""
-    new, old = model.module.adversary_head, reference.module.adversary_head
-    if new is None or old is None:
-        return
-    state, known = new.state_dict(), old.state_dict()
-    for name, tensor in known.items():
-        state[name][: len(tensor)] = tensor
-    new.load_state_dict(state)
+    """Scores of the labels and batches that the reference knows stay; those of new batches are new."""
+    for name in ("class_head", "adversary_head"):
+        new, old = getattr(model.module, name), getattr(reference.module, name)
+        if new is None or old is None:
+            continue
+        state, known = new.state_dict(), old.state_dict()
+        for key, tensor in known.items():
+            state[key][: len(tensor)] = tensor
+        new.load_state_dict(state)
 
 
 def _freeze(model: Any, *, unfrozen: bool, freeze_classifier: bool) -> None:

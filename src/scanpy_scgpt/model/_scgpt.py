@@ -131,6 +131,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
         self.max_length_ = max_length or checkpoint.tokenizer.max_length
         self.rng_, self.include_zeros_, self.min_genes_ = rng, include_zeros, min_genes
         self.panel_: list[int] | None = None
+        self.names_labels_ = False  # whether the head of the labels was trained
         self._tokens: dict[str, LabelledCells] = {}
         counts = {"n_labels": len(self.labels_), "n_batch": len(self.batches_)}
         chosen = check_objectives(objectives or self._usual_objectives(), weights=weights, **counts)

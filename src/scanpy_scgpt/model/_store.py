@@ -194,7 +194,7 @@ class StoreMixin:
         )
         for name, value in saved["attributes"].items():
             setattr(model, name, from_plain(value))
-        fill(model.module, checkpoint)
+        fill(model.module, checkpoint, own=True)
         if (folder / ARRAYS).is_file():
             model._set_arrays(load_file(folder / ARRAYS))
         model.to_device(_device(accelerator, device))

@@ -161,6 +161,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             trainer["callbacks"].append(best)
         if not self.history_:
             self.is_trained_ = False  # the first training of this object: scvi-tools adds to a history only
+        self.names_labels_ = self.names_labels_ or "cls" in self.module.objectives
         self.module.train()  # Lightning leaves it as it is: a loaded or once trained network has no dropout
         with self._adapted(lora_rank), _without_advice():
             super().train(
@@ -193,7 +194,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
     def _start_head(self, splitter: TokenDataSplitter) -> float | None:
         """Start a head of one affine map from logistic regression on the vectors; its macro F1 on validation cells."""
         head = self.module.class_head
-        if self.is_trained_ or "cls" not in self.module.objectives or len(head.hidden):
+        if self.names_labels_ or "cls" not in self.module.objectives or len(head.hidden):
             return None
         cells, labels = splitter.cells, splitter.cells.codes["labels"]
         train, held = (self._vectors(cells, positions) for positions in (splitter.train_idx, splitter.val_idx))

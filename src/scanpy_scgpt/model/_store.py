@@ -237,6 +237,8 @@ def _put(draft: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(whole, folder)
         return
+    if not (whole / ARRAYS).is_file():
+        (folder / ARRAYS).unlink(missing_ok=True)  # of the model that was there
     for path in sorted(whole.iterdir(), key=lambda path: path.name == MODEL):  # the one that is read first comes last
         os.replace(path, folder / path.name)
 

@@ -330,6 +330,16 @@ def test_a_folder_is_not_overwritten_unasked(trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m"], "no draft is left"
 
 
+def test_nothing_of_the_model_that_was_there_is_left(cells, make, tmp_path):
+    first = make("SCGPTAnnotator", cells.copy())
+    first.train(max_epochs=1, train_size=0.7)
+    first.save(tmp_path / "m")
+    make("SCGPTAnnotator", cells, anchor=False).save(tmp_path / "m", overwrite=True)
+    back = models.SCGPTAnnotator.load(tmp_path / "m", adata=False)
+    assert (back._anchor, back._calibration, back._reference) == (None, None, None)
+    assert not back.uses_anchor_
+
+
 def test_the_registry_is_read_without_the_model(trained, saved):
     registry = type(trained).load_registry(saved)
     assert registry["setup_args"]["batch_key"] == "donor"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -175,8 +176,7 @@ class ShuffledBatches(Sampler[Draw]):
         if self.drop_last and len(batches) > 1:
             batches = [batch for batch in batches if len(batch) == size]
         batches = [batches[i] for i in rng.permutation(len(batches))]
-        missing = len(self) * self.world_size - len(batches)
-        batches = (batches + batches[: max(missing, 0)])[: len(self) * self.world_size]
+        batches = list(islice(cycle(batches), len(self) * self.world_size))  # as many for each process
         epoch, self.epoch = self.epoch, self.epoch + 1  # for loops that do not say which pass it is
         for number in range(self.rank, len(batches), self.world_size):
             yield Draw(batches[number], (self.seed, epoch, number))

@@ -78,6 +78,11 @@ class CountsField(BaseAnnDataField):
         """There is nothing to show beyond the summary."""
 
 
+def _name(value: object) -> str:
+    """A value as text; 3.0 is 3, since a column of integers has floats as soon as one is missing."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 class CategoryField(BaseAnnDataField):
     """A column of `obs` as integers in `obs["_scvi_<registry key>"]`, below 0 where a cell has no category.
 
@@ -123,11 +128,11 @@ class CategoryField(BaseAnnDataField):
         """The column must be there."""
         check_key(adata.obs, self.column, where="adata.obs")
 
-    def _text(self, adata: AnnData, *, quiet: bool = False) -> pd.Series:
+    def _text(self, adata: AnnData) -> pd.Series:
         values = adata.obs[self.column]
-        if not quiet and not isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.kind in "iufb":
+        if not isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.kind in "iufb":
             logger.info("note: obs[%r] holds numbers; they are taken as names of %s.", self.column, self.key)
-        text = values.astype("object").map(str, na_action="ignore")
+        text = values.astype("object").map(_name, na_action="ignore")
         if self.unlabeled is not None:
             text = text.where(text != self.unlabeled)
         if self.missing is not None and text.isna().any():

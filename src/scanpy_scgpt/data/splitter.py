@@ -46,7 +46,9 @@ class TokenDataSplitter(lp.LightningDataModule):
     Raises
     ------
     ValueError
-        When a share is out of range, or no cell is left to train on.
+        When a share is out of range, no cell is left to train on, or positions are out of range or given twice.
+    KeyError
+        When there are no codes to balance.
     """
 
     def __init__(
@@ -74,9 +76,12 @@ class TokenDataSplitter(lp.LightningDataModule):
             strata = cells.codes.get("labels", np.zeros(len(cells), dtype=np.int64))
             parts = split_cells(strata, *shares, rng=rng, shuffle=shuffle_set_split)
         else:
-            parts = [np.asarray(part, dtype=np.int64) for part in external_indexing]
-            parts += [np.zeros(0, dtype=np.int64)] * (3 - len(parts))
+            parts = _given(external_indexing, len(cells))
         self.train_idx, self.val_idx, self.test_idx = parts
+        if balance_key is not None and balance_key not in cells.codes:
+            known = ", ".join(map(repr, cells.codes)) or "none"
+            msg = f"balance_key={balance_key!r}: the cells have no such codes. Codes: {known}."
+            raise KeyError(msg)
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
         if not self.n_train:
             msg = f"No cell of {len(cells):,} is left to train on (train_size={train_size!r}). Raise train_size."
@@ -126,6 +131,22 @@ def _shares(train_size: float | None, validation_size: float | None) -> tuple[fl
     return train, validation
 
 
+def _given(parts: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+    """Three arrays of positions out of one to three arrays of positions or masks."""
+    given = [np.asarray(part) for part in parts]
+    given += [np.zeros(0, dtype=np.int64)] * (3 - len(given))
+    positions = [np.flatnonzero(part) if part.dtype == bool else part.astype(np.int64) for part in given]
+    every = np.concatenate(positions)
+    whole = all(len(part) == n for part in given if part.dtype == bool)
+    if len(given) > 3 or not whole or ((every < 0) | (every >= n)).any():  # noqa: PLR2004
+        msg = f"external_indexing: training, validation and test cells as positions from 0 to {n - 1:,}."
+        raise ValueError(msg)
+    if len(np.unique(every)) < len(every):
+        msg = "external_indexing names a cell more than once: a model is not judged on what it learned from."
+        raise ValueError(msg)
+    return positions
+
+
 def _groups(codes: np.ndarray) -> np.ndarray:
     """Codes from 0 without a gap; cells without one are a group of their own."""
     return np.unique(codes, return_inverse=True)[1]
@@ -155,7 +176,8 @@ def split_cells(
     """
     n = len(strata)
     if not shuffle:
-        n_val, n_train = int(np.floor(validation_size * n)), int(np.ceil(train_size * n))
+        n_val = int(np.floor(validation_size * n + 1e-9))  # 1 - 0.9 is below 0.1
+        n_train = min(int(np.ceil(train_size * n - 1e-9)), n - n_val)
         cells = np.arange(n)
         return [cells[n_val : n_val + n_train], cells[:n_val], cells[n_val + n_train :]]
     order = np.lexsort([np.random.default_rng([rng, 5]).random(n), strata])  # a stratum together, in random order

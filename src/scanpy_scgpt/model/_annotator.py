@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scvi.train import merge_kwargs
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt.tokenizer import match_genes
 
 from ._anchor import Anchor, fit_anchor
 from ._calibration import Calibration, calibrate
+from ._count_batches import tokens_of
 from ._latent import positions_of
 from ._registry import state_of
 from ._scgpt import SCGPT
@@ -130,7 +133,10 @@ class SCGPTAnnotator(SCGPT):
             Of :meth:`SCGPT.train`. By default 5 epochs at a rate of 1e-4, cells shown by at most 400 of their genes.
         """
         kwargs = {"max_epochs": 5, **kwargs} if not args else kwargs
-        kwargs["plan_kwargs"] = {"lr": 1e-4, **(kwargs.get("plan_kwargs") or {})}
+        kwargs["plan_kwargs"] = {
+            "lr": 1e-4,
+            **merge_kwargs(kwargs.pop("plan_config", None), kwargs.get("plan_kwargs"), name="plan"),
+        }
         if kwargs.get("datamodule") is None:
             kwargs["datasplitter_kwargs"] = {"train_length": 400, **(kwargs.get("datasplitter_kwargs") or {})}
         super().train(*args, **kwargs)
@@ -207,6 +213,18 @@ class SCGPTAnnotator(SCGPT):
     ) -> np.ndarray:
         network, anchor, _ = self._seen(cells, positions, batch_size=batch_size)
         return self._require_calibration().probabilities(network, anchor)
+
+    def _probabilities_of_batches(self, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
+        if self._calibration is None:  # trained on a data module, which may be larger than memory
+            return super()._probabilities_of_batches(batches)
+        prepare, found = self._count_batches(), []
+        for batch in map(prepare, batches):
+            network = self._scores_of(self._vectors_of_batches([batch]))
+            anchor = np.zeros_like(network)
+            if self._anchor is not None:
+                anchor = self._anchor.scores(tokens_of(batch), n_bins=self._checkpoint.tokenizer.n_bins)
+            found.append(self._calibration.probabilities(network, anchor))
+        return np.concatenate(found)
 
     def assess(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, target_error: float = 0.1

@@ -43,7 +43,7 @@ class Calibration(NamedTuple):
         rank = int(np.ceil((n + 1) * (1 - target_error)))
         if rank > n:
             return np.ones(probabilities.shape, dtype=bool)
-        return 1 - probabilities <= self.scores[rank - 1]
+        return 1 - probabilities.astype(np.float64) <= self.scores[rank - 1]
 
     def novelty(self, distances: np.ndarray) -> np.ndarray:
         """Share of held-out cells that are as far from the training cells, float64, (n,): low means new."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.tokenizer import Tokenizer, match_genes
+from scanpy_scgpt.tokenizer import Tokenizer, Tokens, match_genes, with_zeros
 
 
 class CountBatches:
@@ -29,9 +29,14 @@ class CountBatches:
         Whose vocabulary and bins to use.
     max_length
         Longest sequence with `<cls>`.
+    panel
+        Vocabulary ids of the genes that enter with value 0 where they are not expressed, or None for none.
     """
 
-    def __init__(self, var_names: Sequence[str], checkpoint: Checkpoint, *, max_length: int) -> None:
+    def __init__(
+        self, var_names: Sequence[str], checkpoint: Checkpoint, *, max_length: int, panel: Sequence[int] | None = None
+    ) -> None:
+        self.panel, self.max_genes = None if panel is None else np.asarray(panel), max_length - 1
         self.vocab, self.cls_value = checkpoint.vocab, checkpoint.tokenizer.cls_value
         self.tokenizer = Tokenizer(checkpoint.vocab, checkpoint.tokenizer.updated(max_length=max_length))
         self.ids = match_genes(np.asarray(var_names), checkpoint.vocab).ids
@@ -46,10 +51,18 @@ class CountBatches:
         counts = sparse.csr_matrix(counts)
         names = np.arange(counts.shape[0]).astype(str)
         tokens = self.tokenizer.encode(counts, self.ids, names)
-        codes = {
-            name: np.asarray(batch[name]).reshape(-1).astype(np.int64)
-            for name in ("labels", "batch")
-            if batch.get(name) is not None
-        }
+        if self.panel is not None:
+            tokens = with_zeros(tokens, self.panel, max_genes=self.max_genes)
+        given = {name: torch.as_tensor(batch[name]) for name in ("labels", "batch") if batch.get(name) is not None}
+        codes = {name: codes.cpu().numpy().reshape(-1).astype(np.int64) for name, codes in given.items()}
         cells = LabelledCells(tokens, codes, self.vocab.pad_id, self.vocab.cls_id, self.cls_value)
         return cells.batch(np.arange(len(tokens)))
+
+
+def tokens_of(batch: Mapping[str, Tensor]) -> Tokens:
+    """The genes of a batch of tokens, without `<cls>` and padding."""
+    kept = ~batch["padding"].cpu().numpy()
+    kept[:, 0] = False
+    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+    gene_ids, values = batch["gene_ids"].cpu().numpy()[kept], batch["values"].cpu().numpy()[kept]
+    return Tokens(indptr, gene_ids.astype(np.int32), values.astype(np.uint8))

@@ -80,10 +80,8 @@ class LatentMixin:
         if dataloader is None:
             cells = self._cells(adata)
             vectors = self._vectors(cells, positions_of(cells, indices), batch_size=batch_size)
-        elif adata is not None or indices is not None:
-            msg = "dataloader excludes adata and indices: it names the cells itself. Give one of them."
-            raise ValueError(msg)
         else:
+            check_alone(adata, indices)
             vectors = self._vectors_of_batches(dataloader)
         if normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -95,12 +93,22 @@ class LatentMixin:
         settings = {"pooling": self.pooling_, "device": str(self.device), "max_tokens": most, "backend": "torch"}
         return Embedder(self.to_checkpoint(), **settings).embed_tokens(tokens)
 
+    def _count_batches(self) -> CountBatches:
+        """What makes tokens of batches of counts."""
+        if self.include_zeros_ and self.panel_ is None:
+            msg = (
+                "include_zeros needs cells to choose the genes from, and batches of counts do not give them all: make "
+                "the model from cells, or leave include_zeros out."
+            )
+            raise ValueError(msg)
+        settings = {"max_length": self.max_length_, "panel": self.panel_}
+        return CountBatches(self.get_var_names(), self._checkpoint, **settings)
+
     @torch.inference_mode()
     def _vectors_of_batches(self, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
         self.module.eval()
-        prepare = CountBatches(self.get_var_names(), self._checkpoint, max_length=self.max_length_)
         vectors = []
-        for batch in map(prepare, batches):
+        for batch in map(self._count_batches(), batches):
             inputs = (batch["gene_ids"], batch["values"], batch.get("padding"))
             vectors.append(self.module.inference(*inputs)["cell"].float().cpu().numpy())
         return np.concatenate(vectors)
@@ -144,7 +152,7 @@ class LatentMixin:
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         genes
-            Symbols, all in the vocabulary.
+            Symbols, all in the vocabulary; one that is named twice has one row.
         layer
             Number of the layer; negative from the last.
         head
@@ -159,7 +167,8 @@ class LatentMixin:
         ValueError
             For a gene that is not in the vocabulary, or a layer or head that is not there.
         """
-        ids = self._checkpoint.vocab.ids(list(genes))
+        genes = list(dict.fromkeys(genes))
+        ids = self._checkpoint.vocab.ids(genes)
         if (ids < 0).any():
             lost = [gene for gene, i in zip(genes, ids, strict=True) if i < 0]
             msg = f"{', '.join(lost[:5])}: not in the vocabulary of {self._checkpoint.label}. Leave them out."
@@ -197,12 +206,22 @@ class LatentMixin:
         return scores.masked_fill(batch["padding"].to(self.device)[:, None, None, :], -torch.inf).softmax(dim=-1)
 
 
+def check_alone(adata: AnnData | None, indices: Sequence[int] | None) -> None:
+    """Batches exclude cells."""
+    if adata is not None or indices is not None:
+        msg = "dataloader excludes adata and indices: it names the cells itself. Give one of them."
+        raise ValueError(msg)
+
+
 def positions_of(cells: LabelledCells, indices: Sequence[int] | None) -> np.ndarray:
     """Positions of cells, int64: all, those named, or those where True."""
     if indices is None:
         return np.arange(len(cells))
     indices = np.asarray(indices)
     if indices.dtype == bool:
+        if indices.shape != (len(cells),):
+            msg = f"indices has {len(indices):,} entries of True and False, and there are {len(cells):,} cells."
+            raise IndexError(msg)
         return np.flatnonzero(indices)
     if indices.size and (indices.max() >= len(cells) or indices.min() < -len(cells)):
         msg = f"indices go up to {int(np.abs(indices).max()):,}, and there are {len(cells):,} cells."

@@ -11,7 +11,7 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from ._latent import positions_of
+from ._latent import check_alone, positions_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,8 +52,8 @@ class PredictMixin:
         """
         self._require_labels()
         if dataloader is not None:
-            vectors = self.get_latent_representation(adata, indices, dataloader=dataloader, normalize=False)
-            probabilities, names = softmax(self._scores_of(vectors), axis=1), None
+            check_alone(adata, indices)
+            probabilities, names = self._probabilities_of_batches(dataloader), None
         else:
             data = self.adata if adata is None else adata
             cells = self._cells(adata)
@@ -71,8 +71,11 @@ class PredictMixin:
                 f"{type(self).__name__}.setup_anndata(adata, labels_key='cell_type')."
             )
             raise RuntimeError(msg)
-        if not self.is_trained_:
-            msg = "The head of the labels has random weights: call model.train() first, or load a trained model."
+        if not (self.is_trained_ and self.names_labels_):
+            msg = (
+                "The head of the labels has random weights: call model.train() first, with 'cls' among the objectives, "
+                "or load a trained model."
+            )
             raise RuntimeError(msg)
 
     def _probabilities(
@@ -80,6 +83,10 @@ class PredictMixin:
     ) -> np.ndarray:
         """Probabilities, float32, shape `(n, n_labels)`."""
         return softmax(self._scores_of(self._vectors(cells, positions, batch_size=batch_size)), axis=1)
+
+    def _probabilities_of_batches(self, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
+        """Of batches of tokens or of counts."""
+        return softmax(self._scores_of(self._vectors_of_batches(batches)), axis=1)
 
     @torch.inference_mode()
     def _scores_of(self, vectors: np.ndarray) -> np.ndarray:

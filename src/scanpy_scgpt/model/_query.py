@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from scanpy_scgpt._logging import get_logger
 
-from ._registry import state_of
-from ._store import _device
+from ._registry import setup_of, state_of
+from ._store import _device, _taken
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,16 +69,14 @@ class QueryMixin:
         if isinstance(reference_model, str | os.PathLike):
             reference = cls.load(reference_model, adata=False, accelerator="cpu")
         known = reference.registry_
-        setup = getattr(cls, known["setup_method_name"])
-        setup(adata, source_registry=known, extend_categories=True, **known["setup_args"])
+        setup_of(cls, known)(adata, source_registry=known, extend_categories=True, **known["setup_args"])
         labelled = not freeze_classifier and bool(state_of(known, "labels"))
         objectives = tuple(x for x in reference.module.objectives if x != "cls" or labelled) or ("gep", "gepc")
-        settings = {**reference.init_params_["non_kwargs"], "objectives": objectives, "from_scratch": False}
-        n_batch = len(
-            state_of(cls._get_most_recent_anndata_manager(adata).registry, "batch").get("categorical_mapping", ())
-        )
-        if n_batch < 2:  # noqa: PLR2004
-            settings["objectives"] = tuple(x for x in objectives if x != "dar") or ("gep", "gepc")
+        settings = {
+            **_taken(cls, reference.init_params_["non_kwargs"]),
+            "objectives": objectives,
+            "from_scratch": False,
+        }
         model = cls(adata, **{**settings, "model": reference.to_checkpoint()})
         model.panel_ = reference.panel_
         _extend(model, reference)
@@ -86,7 +84,7 @@ class QueryMixin:
         model.to_device(_device(accelerator, device))
         model.module.eval()
         model._set_arrays(reference._arrays())
-        model.is_trained_ = reference.is_trained_
+        model.is_trained_, model.names_labels_ = reference.is_trained_, reference.names_labels_
         return model
 
     @staticmethod
@@ -99,16 +97,27 @@ class QueryMixin:
         """Nothing needs to be prepared: genes are matched by name. Returns a copy with `inplace=False`."""
         return None if inplace else adata.copy()
 
+    @staticmethod
+    def prepare_query_mudata(
+        mdata: MuData,
+        reference_model: str | os.PathLike[str] | Any,
+        return_reference_var_names: bool = False,  # noqa: FBT001, FBT002
+        inplace: bool = True,  # noqa: FBT001, FBT002
+    ) -> MuData | None:
+        """As :meth:`prepare_query_anndata`."""
+        return None if inplace else mdata.copy()
+
 
 def _extend(model: Any, reference: Any) -> None:
-    """Scores of the batches that the reference knows stay; those of new ones are new."""
-    new, old = model.module.adversary_head, reference.module.adversary_head
-    if new is None or old is None:
-        return
-    state, known = new.state_dict(), old.state_dict()
-    for name, tensor in known.items():
-        state[name][: len(tensor)] = tensor
-    new.load_state_dict(state)
+    """Scores of the labels and batches that the reference knows stay; those of new batches are new."""
+    for name in ("class_head", "adversary_head"):
+        new, old = getattr(model.module, name), getattr(reference.module, name)
+        if new is None or old is None:
+            continue
+        state, known = new.state_dict(), old.state_dict()
+        for key, tensor in known.items():
+            state[key][: len(tensor)] = tensor
+        new.load_state_dict(state)
 
 
 def _freeze(model: Any, *, unfrozen: bool, freeze_classifier: bool) -> None:
@@ -116,7 +125,8 @@ def _freeze(model: Any, *, unfrozen: bool, freeze_classifier: bool) -> None:
     trained = [heads[x] for x in model.module.objectives if x in heads] + ([] if freeze_classifier else ["class_head"])
     for name, parameter in model.module.named_parameters():
         adapted = name.startswith("transformer.") and any(part in name for part in _ADAPTED)
-        parameter.requires_grad_(unfrozen or adapted or name.split(".")[0] in trained)
+        wanted = unfrozen or adapted or name.split(".")[0] in trained
+        parameter.requires_grad_(wanted and parameter.requires_grad)  # what no term reaches stays at rest
     if not unfrozen:
         n_free = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
         n_all = sum(p.numel() for p in model.module.parameters())

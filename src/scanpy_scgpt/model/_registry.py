@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,26 @@ def categories_of(registry: Mapping[str, Any], key: str) -> list[str]:
     return [str(name) for name in state_of(registry, key).get("categorical_mapping", ())]
 
 
+def setup_of(cls: type, registry: Mapping[str, Any]) -> Callable[..., None]:
+    """The method of a class that registers cells as those of a registry were."""
+    method = getattr(cls, registry["setup_method_name"], None)
+    if method is None:
+        msg = (
+            f"This {cls.__name__} was made from the registry of a data module, which does not say how cells are "
+            "registered. Load it with adata=False, and give batches: dataloader=..."
+        )
+        raise ValueError(msg)
+    return method
+
+
 def to_plain(value: Any) -> Any:
     """A value in what JSON knows; arrays and tables remember that they are."""
     if isinstance(value, pd.DataFrame):
         columns = {str(name): column.tolist() for name, column in value.items()}
         return {_FRAME: columns, "index": value.index.tolist(), "name": value.index.name}
     if isinstance(value, np.ndarray):
-        return {_ARRAY: value.dtype.str if value.dtype != object else "O", "values": value.tolist()}
+        kind = value.dtype.str if value.dtype != object else "O"
+        return {_ARRAY: kind, "shape": list(value.shape), "values": value.ravel().tolist()}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -44,7 +57,7 @@ def from_plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if _ARRAY in value:
-        return np.asarray(value["values"], dtype=value[_ARRAY])
+        return np.asarray(value["values"], dtype=value[_ARRAY]).reshape(value["shape"])
     if _FRAME in value:
         return pd.DataFrame(value[_FRAME], index=pd.Index(value["index"], name=value["name"]))
     return {key: from_plain(x) for key, x in value.items()}

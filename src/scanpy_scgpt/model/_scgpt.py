@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from scanpy_scgpt.data.fields import (
     MuDataCountsField,
 )
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.module.finetune import FineTuneModule, Objective, check_objectives
+from scanpy_scgpt.module.finetune import FineTuneModule, Objective, check_objectives, check_settings
 
 from ._latent import LatentMixin
 from ._predict import PredictMixin
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scanpy_scgpt.data import LabelledCells
+
+
+def _settings_of(cls: type) -> set[str]:
+    """Names of the arguments that a class is made with, besides the cells."""
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "adata", "registry"}
 
 
 class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, BaseModelClass):
@@ -107,6 +113,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
         min_genes: int = 200,
         rng: int = 0,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name in _settings_of(SCGPT)}
         if adata is None and registry is None:
             msg = (
                 f"{type(self).__name__} needs cells or a registry: {type(self).__name__}.setup_anndata(adata), then "
@@ -114,6 +121,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
             )
             raise ValueError(msg)
         super().__init__(adata, registry)
+        check_settings(mask_ratio=mask_ratio, smoothing=smoothing, head_layers=head_layers, pooling=pooling)
         checkpoint = models.load(model)
         checkpoint = models.untrained(checkpoint, rng=rng) if from_scratch else checkpoint
         self._checkpoint = checkpoint
@@ -123,9 +131,10 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
         self.max_length_ = max_length or checkpoint.tokenizer.max_length
         self.rng_, self.include_zeros_, self.min_genes_ = rng, include_zeros, min_genes
         self.panel_: list[int] | None = None
+        self.names_labels_ = False  # whether the head of the labels was trained
         self._tokens: dict[str, LabelledCells] = {}
         counts = {"n_labels": len(self.labels_), "n_batch": len(self.batches_)}
-        chosen = check_objectives(objectives or self._usual_objectives(), **counts)
+        chosen = check_objectives(objectives or self._usual_objectives(), weights=weights, **counts)
         shape = checkpoint.transformer if dropout is None else replace(checkpoint.transformer, dropout=dropout)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(rng)
@@ -145,8 +154,8 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
             f"{type(self).__name__} from {checkpoint.label}: {len(self.labels_)} labels, {len(self.batches_)} batches, "
             f"objectives {', '.join(chosen)}"
         )
-        self.init_params_ = self._get_init_params(locals())
-        self.init_params_["non_kwargs"].update(model=checkpoint.label, objectives=chosen)
+        # not by _get_init_params, which knows the arguments of the subclass alone
+        self.init_params_ = {"kwargs": {}, "non_kwargs": {**given, "model": checkpoint.label, "objectives": chosen}}
 
     def _usual_objectives(self) -> tuple[Objective, ...]:
         if self._default_objectives is not None:

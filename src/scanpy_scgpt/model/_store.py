@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import read_h5ad
 from safetensors.numpy import load_file, save_file
+from scvi.data import AnnDataManager
 
 from scanpy_scgpt.io import CheckpointError, read_checkpoint, write_checkpoint
 
 from ._devices import choose_device
-from ._registry import from_plain, to_plain
+from ._registry import from_plain, setup_of, to_plain
 from ._weights import fill
 
 if TYPE_CHECKING:
@@ -60,8 +65,10 @@ class StoreMixin:
             Replace the files of a model that is there.
         save_anndata
             Write the cells too.
-        save_kwargs, legacy_mudata_format, datamodule
+        save_kwargs, legacy_mudata_format
             As scvi-tools takes them.
+        datamodule
+            Has no effect: the registry says what it would.
         **anndata_write_kwargs
             Of the function that writes the cells.
 
@@ -69,7 +76,12 @@ class StoreMixin:
         ------
         FileExistsError
             When the folder exists and `overwrite` is not set.
+        ValueError
+            When cells are to be saved and there are none.
         """
+        if save_anndata and self.adata is None:
+            msg = f"This {type(self).__name__} holds no cells: leave save_anndata out."
+            raise ValueError(msg)
         folder = Path(dir_path).expanduser().resolve() / (prefix or "")
         if folder.exists() and not overwrite:
             msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace the model in it."
@@ -82,17 +94,26 @@ class StoreMixin:
             if arrays := self._arrays():
                 save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, draft / "ours" / ARRAYS)
             (draft / "ours" / MODEL).write_text(json.dumps(self._plain()) + "\n", encoding="utf-8")
-            super().save(
-                str(draft / "theirs"),
-                save_anndata=save_anndata,
-                save_kwargs=save_kwargs,
-                legacy_mudata_format=legacy_mudata_format,
-                datamodule=datamodule,
-                **anndata_write_kwargs,
-            )
+            with _without_advice():
+                super().save(
+                    str(draft / "theirs"),
+                    save_anndata=save_anndata,
+                    save_kwargs=save_kwargs,
+                    legacy_mudata_format=legacy_mudata_format,
+                    datamodule=self._stand_in(),
+                    **anndata_write_kwargs,
+                )
             _put(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def _stand_in(self) -> SimpleNamespace:
+        """What scvi-tools asks a data module for when a model that was made from one is saved."""
+        n_labels, n_batch = len(self.labels_), len(self.batches_)
+        none = {key: {"summary_stats": {f"n_{key}": 0}} for key in ("extra_categorical_covs", "extra_continuous_covs")}
+        sizes = {"n_labels": n_labels, "n_batch": n_batch, "n_vars": self.summary_stats.n_vars, "n_samples": 0}
+        names = {"batch_labels": self.batches_, "label_keys": self.labels_}
+        return SimpleNamespace(registry={"field_registries": none}, **sizes, **names)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """What a class keeps besides weights and plain values."""
@@ -164,16 +185,16 @@ class StoreMixin:
         registry = from_plain(saved["registry"])
         adata = _saved_cells(folder) if adata is None else (None if adata is False else adata)
         if adata is not None:
-            getattr(cls, registry["setup_method_name"])(adata, source_registry=registry, **registry["setup_args"])
+            setup_of(cls, registry)(adata, source_registry=registry, **registry["setup_args"])
         checkpoint = read_checkpoint(folder)
         model = cls(
             adata,
             registry=None if adata is not None else registry,
-            **{**from_plain(saved["init"]), "model": checkpoint},
+            **{**_taken(cls, from_plain(saved["init"])), "model": checkpoint, "from_scratch": False},
         )
         for name, value in saved["attributes"].items():
             setattr(model, name, from_plain(value))
-        fill(model.module, checkpoint)
+        fill(model.module, checkpoint, own=True)
         if (folder / ARRAYS).is_file():
             model._set_arrays(load_file(folder / ARRAYS))
         model.to_device(_device(accelerator, device))
@@ -184,6 +205,19 @@ class StoreMixin:
     def load_registry(dir_path: str | os.PathLike[str], prefix: str | None = None) -> dict[str, Any]:
         """The registry of a saved model: what was set up, with which arguments."""
         return from_plain(_read(Path(dir_path).expanduser() / (prefix or ""))["registry"])
+
+    @staticmethod
+    def view_setup_args(dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
+        """Print with which arguments the cells of a saved model were set up."""
+        AnnDataManager.view_setup_method_args(StoreMixin.load_registry(dir_path, prefix))
+
+
+def _taken(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of a model those that a class takes: the model may be of another class."""
+    parameters = inspect.signature(cls.__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(settings)
+    return {name: value for name, value in settings.items() if name in parameters}
 
 
 def _device(accelerator: str, device: int | str) -> Any:
@@ -203,6 +237,8 @@ def _put(draft: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(whole, folder)
         return
+    if not (whole / ARRAYS).is_file():
+        (folder / ARRAYS).unlink(missing_ok=True)  # of the model that was there
     for path in sorted(whole.iterdir(), key=lambda path: path.name == MODEL):  # the one that is read first comes last
         os.replace(path, folder / path.name)
 
@@ -213,8 +249,17 @@ def _saved_cells(folder: Path) -> AnnData | None:
     if (folder / _MDATA).is_file():
         import mudata
 
-        return mudata.read_h5mu(folder / _MDATA)
+        with _without_advice():
+            return mudata.read_h5mu(folder / _MDATA)
     return None
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the advice of mudata on how to write objects, which is not for who saves a model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="From 0.4 .update\\(\\) will not pull", category=FutureWarning)
+        yield
 
 
 def _read(folder: Path) -> Mapping[str, Any]:

@@ -41,10 +41,21 @@ def tokenized(
         Vocabulary ids of the genes that enter with value 0 where they are not expressed, or None for none.
     max_length
         Longest sequence with `<cls>`.
+
+    Raises
+    ------
+    ValueError
+        When the cells of a MuData stand in another order than those of its modality.
     """
     counts = next(field for field in manager.fields if field.registry_key == "X")
     own = getattr(counts, "adata_field", counts)
     adata = part_of(manager.adata, counts)
+    if adata is not manager.adata and not adata.obs_names.equals(manager.adata.obs_names):
+        msg = (
+            f"The cells of mdata.mod[{counts.mod_key!r}] are not in the order of those of mdata, so results would go "
+            f"to other cells. Order them: mdata = mdata[mdata.mod[{counts.mod_key!r}].obs_names].copy()."
+        )
+        raise ValueError(msg)
     config = checkpoint.tokenizer.updated(max_length=max_length)
     settings = {"layer": own.layer, "gene_symbols": own.gene_symbols, "min_genes": min_genes}
     made = CellTokens(adata, checkpoint, config, **settings)

@@ -23,8 +23,8 @@ from scanpy_scgpt.data.splitter import TokenDataSplitter
 from scanpy_scgpt.nn import add_low_rank, merge_low_rank
 from scanpy_scgpt.train import FineTuningPlan, KeepBest
 
-from ._count_batches import CountBatches
 from ._probe import fit_probe
+from ._registry import setup_of
 from ._tokenized import tokenized
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Parts of the network that can be frozen, and how the names of their parameters start."""
 _LOW_RANK = ("attention.in_proj", "attention.out_proj", "feed_forward.linear1", "feed_forward.linear2")
+_ARGUMENTS = frozenset({"max_epochs", "accelerator", "devices"})  # of train itself, which win over trainer_config
 _PATIENCE = 3  # validations without a better one
 
 
@@ -109,7 +110,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         layer_decay
             Factor on the learning rate from one layer to the one below it; the embeddings are the lowest.
         keep_best
-            Put back the weights of the best validated epoch.
+            Put back the weights of the best validated epoch. A `SaveCheckpoint` of scvi-tools with `load_best_on_end`
+            does so in its place.
         **trainer_kwargs
             Of scvi-tools' trainer: `callbacks`, `logger`, `precision`, `strategy`, `gradient_clip_val`, ...
 
@@ -120,6 +122,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         NonFiniteError
             When the loss is no number.
         """
+        if lora_rank is not None and lora_rank < 1:
+            msg = f"lora_rank={lora_rank!r}: a rank of at least 1, such as 8, or None to train the weights themselves."
+            raise ValueError(msg)
+        freeze = (freeze,) if isinstance(freeze, str) else freeze
         for part in freeze:
             check_one_of(part, get_args(Part), name="a part in freeze")
         plan = {
@@ -127,7 +133,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             "seed": self.rng_,
             **merge_kwargs(plan_config, plan_kwargs, name="plan"),
         }
-        plan["rates"] = {**plan.get("rates", {}), **self._rates(freeze, layer_decay)}
+        plan["rates"] = self._rates(freeze, layer_decay, plan.get("rates", {}))
         if datamodule is None:
             splitting = {"balance_key": "labels" if "cls" in self.module.objectives else None, "rng": self.rng_}
             datamodule = self._data_splitter_cls(
@@ -138,15 +144,25 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 batch_size=batch_size,
                 **{**splitting, **(datasplitter_kwargs or {})},
             )
+            if early_stopping and not datamodule.n_val:
+                msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
+                raise ValueError(msg)
+            if "cls" in self.module.objectives and (datamodule.cells.codes["labels"][datamodule.train_idx] < 0).all():
+                msg = "No training cell has a label, which the objective 'cls' learns from. Choose others."
+                raise ValueError(msg)
             start = self._start_head(datamodule)
         else:
             start = None
-            plan["prepare"] = CountBatches(self.get_var_names(), self._checkpoint, max_length=self.max_length_)
-        trainer = self._trainer_settings(early_stopping, merge_kwargs(trainer_config, trainer_kwargs, name="trainer"))
-        best = KeepBest(trainer["early_stopping_monitor"], trainer["early_stopping_mode"], start=start)
-        trainer["callbacks"] = [*trainer.get("callbacks", []), *([best] if keep_best else [])]
+            plan["prepare"] = self._count_batches()
+        trainer = self._trainer_settings(merge_kwargs(trainer_config, trainer_kwargs, name="trainer"))
+        early_stopping = trainer.pop("early_stopping", early_stopping)
+        if keep_best and not any(getattr(given, "load_best_on_end", False) for given in trainer["callbacks"]):
+            best = KeepBest(trainer["early_stopping_monitor"], trainer["early_stopping_mode"], start=start)
+            trainer["callbacks"].append(best)
         if not self.history_:
             self.is_trained_ = False  # the first training of this object: scvi-tools adds to a history only
+        self.names_labels_ = self.names_labels_ or "cls" in self.module.objectives
+        self.module.train()  # Lightning leaves it as it is: a loaded or once trained network has no dropout
         with self._adapted(lora_rank), _without_advice():
             super().train(
                 10 if max_epochs is None else max_epochs,
@@ -158,10 +174,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 **trainer,
             )
 
-    def _trainer_settings(self, early_stopping: bool, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: FBT001
+    def _trainer_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         by_label = "cls" in self.module.objectives
         shown = settings.progress_bar and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        del early_stopping
+        callbacks = given.get("callbacks") or []
         return {
             "check_val_every_n_epoch": 1,
             "early_stopping_monitor": "macro_f1_validation" if by_label else "validation_loss",
@@ -170,14 +186,15 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             "enable_progress_bar": shown,
             "gradient_clip_val": 1.0,
             "use_distributed_sampler": False,  # the sampler shares the cells out itself
-            **given,
+            **{name: value for name, value in given.items() if name not in _ARGUMENTS},
+            "callbacks": list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks],
         }
 
     @torch.no_grad()
     def _start_head(self, splitter: TokenDataSplitter) -> float | None:
         """Start a head of one affine map from logistic regression on the vectors; its macro F1 on validation cells."""
         head = self.module.class_head
-        if self.is_trained_ or "cls" not in self.module.objectives or len(head.hidden):
+        if self.names_labels_ or "cls" not in self.module.objectives or len(head.hidden):
             return None
         cells, labels = splitter.cells, splitter.cells.codes["labels"]
         train, held = (self._vectors(cells, positions) for positions in (splitter.train_idx, splitter.val_idx))
@@ -191,11 +208,16 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         predicted = probe.scores(held).argmax(axis=1)
         return float(f1_score(of_held[known], predicted[known], labels=np.unique(of_held[known]), average="macro"))
 
-    def _rates(self, freeze: Sequence[Part], layer_decay: float) -> dict[str, float]:
-        frozen = {start: 0.0 for part in freeze for start in PARTS[part]}
+    def _rates(self, freeze: Sequence[Part], layer_decay: float, given: Mapping[str, float]) -> dict[str, float]:
+        """Factors by the start of a name, what counts most first: what is frozen, what the user says, the layers."""
         n_layers = len(self.module.transformer.layers)
-        rates = {f"transformer.layers.{i}.": layer_decay ** (n_layers - i) for i in range(n_layers)}
-        return {**frozen, **rates, "transformer.encoder": layer_decay ** (n_layers + 1)}
+        frozen = {start: 0.0 for part in freeze for start in PARTS[part]}
+        by_layer = {f"transformer.layers.{i}.": layer_decay ** (n_layers - i) for i in range(n_layers)}
+        usual = {**by_layer, "transformer.encoder": layer_decay ** (n_layers + 1)}
+        rates: dict[str, float] = {}
+        for name, rate in (*frozen.items(), *given.items(), *usual.items()):
+            rates.setdefault(name, rate)
+        return rates
 
     @contextmanager
     def _adapted(self, rank: int | None) -> Iterator[None]:
@@ -214,6 +236,14 @@ class TrainingMixin(UnsupervisedTrainingMixin):
 
     def _cells(self, adata: AnnData | None = None) -> LabelledCells:
         """Tokens of registered cells; those of the model's own cells are kept."""
+        if adata is None and self.adata is None:
+            msg = f"This {type(self).__name__} holds no cells: pass them (adata=...), or load it with its cells."
+            raise ValueError(msg)
+        if adata is not None and not adata.n_obs:
+            msg = "adata has no cells. Look at the filter that it comes out of."
+            raise ValueError(msg)
+        if self.adata is None:
+            setup_of(type(self), self.registry_)
         adata = self._validate_anndata(adata)
         manager = self.get_anndata_manager(adata, required=True)
         own = manager is self.adata_manager
@@ -242,6 +272,7 @@ def _without_advice() -> Iterator[None]:
     """Without the advice of Lightning that does not concern the user of a model."""
     with warnings.catch_warnings(), quiet("lightning.pytorch", "lightning.fabric", "pytorch_lightning", level=ERROR):
         for text in (".*does not have many workers", ".*smaller than the logging interval", ".*`isinstance.treespec",
-                     ".*No positive class", ".*is experiencing a deprecation", ".*`LeafSpec"):  # fmt: skip
+                     ".*No positive class", ".*is experiencing a deprecation", ".*`LeafSpec",
+                     "Total length of `list` across ranks is zero"):  # fmt: skip
             warnings.filterwarnings("ignore", message=text)
         yield

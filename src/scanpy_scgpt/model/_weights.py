@@ -15,10 +15,21 @@ if TYPE_CHECKING:
     from scanpy_scgpt.module.finetune import FineTuneModule
 
 _OPTIONAL = frozenset({"encoder.unknown"})
+_OF_THE_DATA = frozenset({"class_head", "adversary_head"})
 
 
-def fill(module: FineTuneModule, checkpoint: Checkpoint) -> LoadReport:
+def fill(module: FineTuneModule, checkpoint: Checkpoint, *, own: bool = False) -> LoadReport:
     """Weights of a checkpoint into the network, strictly part by part; a head that it lacks stays new.
+
+    Parameters
+    ----------
+    module
+        Network, changed in place.
+    checkpoint
+        Source.
+    own
+        The checkpoint was written by this very model: its scores are of the same labels and batches. Those of others
+        are of other ones, even where there are as many, and stay new.
 
     Returns
     -------
@@ -27,7 +38,8 @@ def fill(module: FineTuneModule, checkpoint: Checkpoint) -> LoadReport:
     loaded: list[str] = []
     new: list[str] = []
     for name, part in module.named_children():
-        if name == "transformer" or any(key.startswith(f"{name}.") for key in checkpoint.weights):
+        there = any(key.startswith(f"{name}.") for key in checkpoint.weights) and (own or name not in _OF_THE_DATA)
+        if name == "transformer" or there:
             report = load_component(part, checkpoint, name, optional=_OPTIONAL)
             loaded += report.loaded
             new += report.initialised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -12,6 +12,7 @@ from torch import Tensor
 from scanpy_scgpt._types import Pooling
 from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.nn import (
+    POOLINGS,
     AdversaryHead,
     CellPool,
     CellToGeneHead,
@@ -92,6 +93,14 @@ class FineTuneModule(BaseModuleClass):
         adversary = n_batch > 1 and "dar" in self.objectives
         self.adversary_head = AdversaryHead(d_model=config.d_model, n_batches=n_batch) if adversary else None
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self._rest_unused()
+
+    def _rest_unused(self) -> None:
+        """What no term of the loss reaches asks for no gradient: else processes would wait for it for ever."""
+        self.transformer.encoder.unknown.requires_grad_(requires_grad=False)
+        for name, part in (("gep", self.expression_head), ("gepc", self.cell_to_gene_head), ("cls", self.class_head)):
+            if part is not None and name not in self.objectives:
+                part.requires_grad_(requires_grad=False)
 
     @property
     def hides(self) -> bool:
@@ -181,22 +190,49 @@ class FineTuneModule(BaseModuleClass):
         raise NotImplementedError(msg)
 
 
-def check_objectives(objectives: Sequence[str], *, n_labels: int, n_batch: int) -> tuple[str, ...]:
+def check_settings(*, mask_ratio: float, smoothing: float, head_layers: int, pooling: Pooling | None) -> None:
+    """Settings that a module can work with.
+
+    Raises
+    ------
+    ValueError
+        For a share out of range, a head without a map, or an unknown pooling.
+    """
+    check_one_of(pooling, (None, *POOLINGS), name="pooling")
+    for name, value, good, what in (
+        ("mask_ratio", mask_ratio, 0 < mask_ratio < 1, "a share between 0 and 1, such as 0.4"),
+        ("smoothing", smoothing, 0 <= smoothing < 1, "a share from 0 to below 1, such as 0.1"),
+        ("head_layers", head_layers, head_layers >= 1, "a number of affine maps, such as 3"),
+    ):
+        if not good:
+            msg = f"{name}={value!r}: {what}."
+            raise ValueError(msg)
+
+
+def check_objectives(
+    objectives: Sequence[str] | str, *, n_labels: int, n_batch: int, weights: Mapping[str, float] | None = None
+) -> tuple[str, ...]:
     """Objectives that the registered data can serve.
 
     Raises
     ------
     ValueError
-        For an unknown one, none at all, or one whose column was not registered.
+        For an unknown one, none at all, one whose column was not registered, or a weight of an unknown one.
     """
-    choices = ("cls", "gep", "gepc", "ecs", "dar")
+    choices = get_args(Objective)
+    objectives = (objectives,) if isinstance(objectives, str) else objectives
     for name in objectives:
         check_one_of(name, choices, name="an objective")
+    for name in weights or ():
+        check_one_of(name, choices, name="an objective in weights")
     if not objectives:
         msg = f"objectives is empty: name at least one of {', '.join(map(repr, choices))}."
         raise ValueError(msg)
     if "cls" in objectives and n_labels < 1:
         msg = "The objective 'cls' needs labels: name their column in setup_anndata(adata, labels_key='cell_type')."
+        raise ValueError(msg)
+    if "cls" in objectives and n_labels == 1:
+        msg = "The objective 'cls' tells labels apart, and there is 1. Name a column with several as labels_key."
         raise ValueError(msg)
     if "dar" in objectives and n_batch <= 1:
         msg = (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as lp
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from scanpy_scgpt._validate import check_one_of
 
 from ._plan import NonFiniteError
 
@@ -40,9 +42,14 @@ class FineTuningPlan(lp.LightningModule):
     rates
         Factor on the rate by the start of a parameter's name; the first that fits counts, 0 freezes.
     seed
-        Masks and dropout of a step depend on (seed, step, process) alone.
+        Masks and dropout of a batch depend on (seed, step, batch, process) alone.
     prepare
         Turns a batch of a data module of the user's into tensors of tokens, or None.
+
+    Raises
+    ------
+    ValueError
+        For an unknown schedule.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class FineTuningPlan(lp.LightningModule):
         prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
+        check_one_of(schedule, get_args(Schedule), name="schedule")
         self.module, self.lr, self.weight_decay = module, lr, weight_decay
         self.schedule, self.gamma, self.warmup, self.seed = schedule, gamma, warmup, seed
         self.rates, self.prepare = dict(rates or {}), prepare
@@ -76,10 +84,10 @@ class FineTuningPlan(lp.LightningModule):
             return batch
         return {name: tensor.to(self.device) for name, tensor in self.prepare(batch).items()}
 
-    def training_step(self, batch: Mapping[str, Tensor], _batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of a step."""
         batch = self._ready(batch)
-        with self._draws(self.global_step):
+        with self._draws(self.global_step, batch_idx):
             _, _, out = self.module(batch)
         if not torch.isfinite(out.loss):
             named = ", ".join(f"{name}={value.item():.3g}" for name, value in out.extra_metrics.items())
@@ -120,8 +128,8 @@ class FineTuningPlan(lp.LightningModule):
             self.log("macro_f1_validation", f1[truth > 0].mean(), prog_bar=True, sync_dist=True)
 
     @contextmanager
-    def _draws(self, number: int) -> Iterator[None]:
-        key = np.random.SeedSequence([self.seed, number, int(self.module.training), self.global_rank])
+    def _draws(self, *numbers: int) -> Iterator[None]:
+        key = np.random.SeedSequence([self.seed, *numbers, int(self.module.training), self.global_rank])
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
             yield
@@ -149,6 +157,8 @@ class FineTuningPlan(lp.LightningModule):
 
     def _factor(self, step: int) -> float:
         total = max(self._total_steps(), 1)
+        if math.isinf(total):  # batches of a data module that does not know how many it has
+            return 1.0
         warm = min(1.0, (step + 1) / max(self.warmup * total, 1))
         if self.schedule == "cosine":
             return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))

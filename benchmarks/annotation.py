@@ -34,30 +34,31 @@ from ._harness import ROOT, Bar, conclude, print_table
 
 RESULTS = ROOT / "benchmarks" / "results" / "annotation.json"
 N_REFERENCE, N_QUERY, TRAIN_LENGTH = 1200, 1000, 200
-OURS, PARTS = "scGPT annotator", ("network", "frozen network", "bins")
+OURS = "scGPT annotator"
 SIMPLE = ("logistic", "logistic_l1", "knn", "majority")
 ERROR = 0.1  # of the conformal sets
 SHARE, EPOCHS_OF_FEW = 0.1, 15
 LOUD = ("scvi", "scanpy_scgpt", "lightning.pytorch")
 
 
-def train(reference: ad.AnnData, *, epochs: int, seed: int, from_scratch: bool = False) -> Any:
-    """An annotator of a reference."""
+def train(reference: ad.AnnData, query: ad.AnnData, *, epochs: int, seed: int, from_scratch: bool = False) -> Any:
+    """An annotator of a reference, as :func:`scanpy_scgpt.tl.annotate` trains it for a query."""
     from scanpy_scgpt.model import SCGPTAnnotator
 
     cells = ad.AnnData(reference.X, obs=reference.obs[["label"]].copy(), var=reference.var)
     SCGPTAnnotator.setup_anndata(cells, labels_key="label")
     model = SCGPTAnnotator(cells, rng=seed, from_scratch=from_scratch)
+    model.only_shared(query.var)
     model.train(max_epochs=epochs, accelerator="cpu", datasplitter_kwargs={"train_length": TRAIN_LENGTH})
     return model
 
 
 def answers(model: Any, query: ad.AnnData) -> dict[str, pd.DataFrame]:
-    """Probabilities of the annotator, of its network and of its classifier of bins."""
+    """Probabilities of the annotator and of its parts."""
     cells = model._cells(query)
-    network, anchor, _ = model._seen(cells, np.arange(len(cells)))
-    both = model._calibration.probabilities(network, anchor)
-    found = {OURS: both, "network": softmax(network, axis=1), "bins": softmax(anchor, axis=1)}
+    members, _ = model._seen(cells, np.arange(len(cells)))
+    parts = {name: softmax(scores, axis=1) for name, scores in members.items()}
+    found = {OURS: model._calibration.probabilities(list(members.values())), **parts}
     return {name: pd.DataFrame(x, index=query.obs_names, columns=model.labels_) for name, x in found.items()}
 
 
@@ -74,12 +75,12 @@ def compare(fold: Fold, *, epochs: int, seed: int) -> dict[str, Any]:
     truth = query.obs["label"].astype(str)
     rows: dict[str, dict[str, float]] = {}
     started = time.perf_counter()
-    model = train(fold.reference, epochs=epochs, seed=seed)
+    model = train(fold.reference, query, epochs=epochs, seed=seed)
     found = answers(model, query)
     seconds = time.perf_counter() - started
     rows |= {name: measured(truth, x, seconds) for name, x in found.items()}
     started = time.perf_counter()
-    frozen = answers(train(fold.reference, epochs=0, seed=seed), query)
+    frozen = answers(train(fold.reference, query, epochs=0, seed=seed), query)
     seconds = time.perf_counter() - started
     rows["frozen network"] = measured(truth, frozen["network"], seconds)
     rows["frozen annotator"] = measured(truth, frozen[OURS], seconds)
@@ -94,7 +95,7 @@ def compare(fold: Fold, *, epochs: int, seed: int) -> dict[str, Any]:
         "n_labels": int(truth.nunique()),
         "coverage": float(conformal["coverage"]),
         "set_size": float(conformal["mean_size"]),
-        "factors": [model._calibration.network, model._calibration.anchor],
+        "temperature": model._calibration.temperature,
     }
 
 
@@ -105,7 +106,7 @@ def with_few(fold: Fold, *, seed: int) -> dict[str, float]:
     truth = query.obs["label"].astype(str)
     found = {}
     for name, scratch in (("pretrained", False), ("from scratch", True)):
-        answer = answers(train(reference, epochs=EPOCHS_OF_FEW, seed=seed, from_scratch=scratch), query)
+        answer = answers(train(reference, query, epochs=EPOCHS_OF_FEW, seed=seed, from_scratch=scratch), query)
         found[f"network, {name}"] = answer["network"]
         found.setdefault(OURS, answer[OURS])
     for name, answer in baselines.annotate(reference, query, "label", methods=SIMPLE, rng=seed).items():
@@ -116,13 +117,16 @@ def with_few(fold: Fold, *, seed: int) -> dict[str, float]:
 def unknown(fold: Fold, removed: str, *, epochs: int, seed: int) -> dict[str, float]:
     """How well cells of a label that the reference lacks stand out."""
     reference = fold.reference[(fold.reference.obs["label"].astype(str) != removed).to_numpy()].copy()
-    model = train(reference, epochs=epochs, seed=seed)
+    model = train(reference, fold.query, epochs=epochs, seed=seed)
     assessed = model.assess(fold.query)
     is_new = (fold.query.obs["label"].astype(str) == removed).to_numpy()
+    probabilities = assessed.probabilities.to_numpy().astype(np.float64)
+    entropy = -(probabilities * np.log(probabilities + 1e-12)).sum(axis=1)
     scores = {
         "distance": assessed.distance.to_numpy(),
-        "1 - confidence": 1 - assessed.probabilities.to_numpy().max(axis=1),
-        "novelty": assessed.unlikeliness.to_numpy(),
+        "1 - confidence": 1 - probabilities.max(axis=1),
+        "entropy": entropy,
+        "unlikeliness": assessed.unlikeliness.to_numpy(),
     }
     return {name: float(metrics.unknown_detection(is_new, x)["auroc"]) for name, x in scores.items()}
 
@@ -181,7 +185,7 @@ def report(done: Mapping[str, Any], splits: list[str]) -> list[Bar]:
         rows = [[key, *(f"{x[name]:.3f}" for name in next(iter(found.values())))] for key, x in found.items()]
         print_table("AUROC of cells whose label the reference lacks", ["fold", *next(iter(found.values()))], rows)
         for split in splits:
-            scores = [x["novelty"] for key, x in found.items() if key.startswith(f"{split}/")]
+            scores = [x["unlikeliness"] for key, x in found.items() if key.startswith(f"{split}/")]
             bars += [Bar(f"{split}: AUROC of unknown cells", float(np.mean(scores)), 0.85)] if scores else []
     return bars
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -35,6 +36,8 @@ class LabelledCells:
         Values of the special tokens.
     measured
         Vocabulary ids of the genes that the cells could express, int, or None where that is not known.
+    expression
+        Counts, or a multiple of them, by vocabulary id: CSR float32, shape `(n_cells, n_ids)`; None where nobody asked.
     """
 
     tokens: Tokens
@@ -44,6 +47,7 @@ class LabelledCells:
     cls_value: float
     pad_value: float = -2.0
     measured: np.ndarray | None = None
+    expression: sparse.csr_matrix | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -12,12 +12,13 @@ from ._generator import Generator, Order
 from ._inference import Embedder
 
 if TYPE_CHECKING:
-    from ._annotator import SCGPTAnnotator
+    from ._annotator import Assessment, SCGPTAnnotator
     from ._scgpt import SCGPT
 
 __all__ = [
     "BLOCK_ROWS",
     "SCGPT",
+    "Assessment",
     "CellFiles",
     "CellTokens",
     "Embedder",
@@ -39,9 +40,9 @@ def __getattr__(name: str) -> Any:
         from ._scgpt import SCGPT
 
         return SCGPT
-    if name == "SCGPTAnnotator":
-        from ._annotator import SCGPTAnnotator
+    if name in {"Assessment", "SCGPTAnnotator"}:
+        from ._annotator import Assessment, SCGPTAnnotator
 
-        return SCGPTAnnotator
+        return SCGPTAnnotator if name == "SCGPTAnnotator" else Assessment
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

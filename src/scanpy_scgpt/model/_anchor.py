@@ -66,7 +66,9 @@ class Anchor(NamedTuple):
         return bins @ weight + (self.bias - self.mean @ weight)
 
 
-def fit_anchor(tokens: Tokens, labels: np.ndarray, *, n_bins: int, n_labels: int, rng: int = 0) -> Anchor:
+def fit_anchor(
+    tokens: Tokens, labels: np.ndarray, *, n_bins: int, n_labels: int, allowed: np.ndarray | None = None, rng: int = 0
+) -> Anchor:
     """Fit on labelled cells.
 
     Parameters
@@ -79,6 +81,8 @@ def fit_anchor(tokens: Tokens, labels: np.ndarray, *, n_bins: int, n_labels: int
         Number of digits of the tokens.
     n_labels
         Number of labels; one may lack cells.
+    allowed
+        Vocabulary ids of the genes that may be used; all by default.
     rng
         Seed of the components.
     """
@@ -89,6 +93,8 @@ def fit_anchor(tokens: Tokens, labels: np.ndarray, *, n_bins: int, n_labels: int
     bins = sparse.csr_matrix((values, tokens.gene_ids, tokens.indptr), shape=(len(tokens), n_ids))
     mean = np.asarray(bins.mean(axis=0)).ravel()
     variance = np.asarray(bins.power(2).mean(axis=0)).ravel() - mean**2
+    if allowed is not None:
+        variance[np.setdiff1d(np.arange(n_ids), allowed)] = 0
     genes = np.sort(np.argsort(-variance, kind="stable")[: min(_N_GENES, int((variance > 0).sum()))])
     present = np.unique(labels)
     weight, bias = np.zeros((len(genes), n_labels)), np.full(n_labels, _UNSEEN)

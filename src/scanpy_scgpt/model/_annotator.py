@@ -17,6 +17,7 @@ from scanpy_scgpt.tokenizer import match_genes
 from ._anchor import Anchor, fit_anchor
 from ._calibration import Calibration, calibrate
 from ._count_batches import tokens_of
+from ._gene_anchor import GeneAnchor, fit_gene_anchor
 from ._latent import positions_of
 from ._registry import state_of
 from ._scgpt import SCGPT
@@ -65,13 +66,13 @@ class Assessment(NamedTuple):
 
 
 class SCGPTAnnotator(SCGPT):
-    """Names cells: a fine-tuned transformer beside a linear classifier of the same bins, calibrated on held-out cells.
+    """Names cells: a fine-tuned transformer and two linear classifiers, calibrated on held-out cells.
 
     The head of the labels starts from a logistic regression on the vectors of the pretrained network, so training
-    starts from what the frozen network knows and keeps the best epoch, which may be none. Beside it stands a logistic
-    regression on 50 principal components of the bins (`anchor`). How much each counts, and how sure the sum is, follows
-    from the validation cells: two factors that make their labels most probable (temperature scaling of an ensemble,
-    :cite:p:`Guo2017`). Label sets are those of split conformal prediction :cite:p:`Vovk2005`.
+    starts from what the frozen network knows and keeps the best epoch, which may be none. Beside it stand two anchors:
+    a logistic regression on 50 principal components of the bins, and a sparse one on log-normalised expression. The
+    probabilities of the three are averaged; how sure the mean is follows from the validation cells (temperature
+    scaling, :cite:p:`Guo2017`). Label sets are those of split conformal prediction :cite:p:`Vovk2005`.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ class SCGPTAnnotator(SCGPT):
     registry
         In place of `adata`.
     anchor
-        Whether to fit the linear classifier.
+        Whether to fit the linear classifiers.
     head_layers
         Affine maps of the head of the labels; with one it starts from the logistic regression.
     **settings
@@ -88,6 +89,7 @@ class SCGPTAnnotator(SCGPT):
     """
 
     _default_objectives: tuple[Objective, ...] | None = ("cls",)
+    _keeps_expression = True
 
     def __init__(
         self,
@@ -101,7 +103,9 @@ class SCGPTAnnotator(SCGPT):
         super().__init__(adata, registry, head_layers=head_layers, **settings)
         self.init_params_["non_kwargs"].update(anchor=anchor)
         self.uses_anchor_ = anchor
-        self._anchor: Anchor | None = None
+        self._bins: Anchor | None = None
+        self._genes: GeneAnchor | None = None
+        self._shared: np.ndarray | None = None
         self._calibration: Calibration | None = None
         self._reference: np.ndarray | None = None
         self.facts_: dict[str, Any] = {}
@@ -124,8 +128,12 @@ class SCGPTAnnotator(SCGPT):
         shared = np.intersect1d(own, other)
         return shared[shared >= 0]
 
+    def only_shared(self, var: pd.DataFrame) -> None:
+        """Let the linear classifiers use those genes alone that the cells annotated by `var` have too."""
+        self._shared = self.shared_genes(var)
+
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """As :meth:`SCGPT.train`; then fits the anchor and calibrates on the validation cells.
+        """As :meth:`SCGPT.train`; then fits the linear classifiers and calibrates on the validation cells.
 
         Parameters
         ----------
@@ -144,7 +152,7 @@ class SCGPTAnnotator(SCGPT):
             self.calibrate()
 
     def calibrate(self, indices: Sequence[int] | None = None) -> None:
-        """Fit the anchor on the training cells, and choose factors and thresholds on held-out ones.
+        """Fit the linear classifiers on the training cells, choose temperature and thresholds on held-out ones.
 
         Parameters
         ----------
@@ -163,35 +171,42 @@ class SCGPTAnnotator(SCGPT):
         held = np.asarray(self.validation_indices_ if indices is None else positions_of(cells, indices))
         trained = np.setdiff1d(np.asarray(self.train_indices_), held)
         trained, held = trained[labels[trained] >= 0], held[labels[held] >= 0]
-        n_bins, n_labels = self._checkpoint.tokenizer.n_bins, len(self.labels_)
         if self.uses_anchor_:
-            tokens = cells.tokens.take(trained)
-            self._anchor = fit_anchor(tokens, labels[trained], n_bins=n_bins, n_labels=n_labels, rng=self.rng_)
-        self.shares_ = (np.bincount(labels[trained], minlength=n_labels) / max(len(trained), 1)).tolist()
+            self._fit_anchors(cells, trained)
+        self.shares_ = (np.bincount(labels[trained], minlength=len(self.labels_)) / max(len(trained), 1)).tolist()
         kept = trained
         if len(kept) > _KEPT:
             kept = np.sort(np.random.default_rng([self.rng_, 8]).choice(kept, _KEPT, replace=False))
         self._reference = _unit(self._vectors(cells, kept)).astype(np.float16)
-        network, anchor, distances = self._seen(cells, held)
+        members, distances = self._seen(cells, held)
         if len(held) < _LEAST_HELD:
             logger.warning(
-                "annotate: %s labelled validation cells are too few to calibrate on; confidence is that of equal "
-                "parts. Raise validation_size, or bring more labelled cells.",
+                "annotate: %s labelled validation cells are too few to calibrate on; the confidence is taken "
+                "as it is. Raise validation_size, or bring more labelled cells.",
                 len(held),
             )
-        self._calibration = calibrate(network, anchor, labels[held], distances)
+        self._calibration = calibrate(list(members.values()), labels[held], distances)
+
+    def _fit_anchors(self, cells: LabelledCells, trained: np.ndarray) -> None:
+        labels, settings = cells.codes["labels"][trained], {"n_labels": len(self.labels_), "rng": self.rng_}
+        settings["allowed"] = self._shared
+        n_bins = self._checkpoint.tokenizer.n_bins
+        self._bins = fit_anchor(cells.tokens.take(trained), labels, n_bins=n_bins, **settings)
+        if cells.expression is not None:
+            self._genes = fit_gene_anchor(cells.expression[trained], labels, **settings)
 
     def _seen(
         self, cells: LabelledCells, positions: np.ndarray, *, batch_size: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores of network and anchor, and distances to the training cells."""
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Scores of each classifier by its name, and distances to the training cells."""
         vectors = self._vectors(cells, positions, batch_size=batch_size)
-        network = self._scores_of(vectors)
-        anchor = np.zeros_like(network)
-        if self._anchor is not None:
+        members = {"network": self._scores_of(vectors)}
+        if self._bins is not None:
             tokens, n_bins = cells.tokens.take(positions), self._checkpoint.tokenizer.n_bins
-            anchor = self._anchor.scores(tokens, n_bins=n_bins, measured=cells.measured)
-        return network, anchor, self._distances(vectors)
+            members["bins"] = self._bins.scores(tokens, n_bins=n_bins, measured=cells.measured)
+        if self._genes is not None and cells.expression is not None:
+            members["genes"] = self._genes.log_probabilities(cells.expression[positions], cells.measured)
+        return members, self._distances(vectors)
 
     def _distances(self, vectors: np.ndarray) -> np.ndarray:
         """Mean cosine distance to the nearest training cells, float64, shape `(n,)`."""
@@ -211,19 +226,18 @@ class SCGPTAnnotator(SCGPT):
     def _probabilities(
         self, cells: LabelledCells, positions: np.ndarray, *, batch_size: int | None = None
     ) -> np.ndarray:
-        network, anchor, _ = self._seen(cells, positions, batch_size=batch_size)
-        return self._require_calibration().probabilities(network, anchor)
+        members, _ = self._seen(cells, positions, batch_size=batch_size)
+        return self._require_calibration().probabilities(list(members.values()))
 
     def _probabilities_of_batches(self, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
         if self._calibration is None:  # trained on a data module, which may be larger than memory
             return super()._probabilities_of_batches(batches)
-        prepare, found = self._count_batches(), []
+        prepare, n_bins, found = self._count_batches(), self._checkpoint.tokenizer.n_bins, []
         for batch in map(prepare, batches):
-            network = self._scores_of(self._vectors_of_batches([batch]))
-            anchor = np.zeros_like(network)
-            if self._anchor is not None:
-                anchor = self._anchor.scores(tokens_of(batch), n_bins=self._checkpoint.tokenizer.n_bins)
-            found.append(self._calibration.probabilities(network, anchor))
+            members = [self._scores_of(self._vectors_of_batches([batch]))]
+            if self._bins is not None:
+                members.append(self._bins.scores(tokens_of(batch), n_bins=n_bins))
+            found.append(self._calibration.probabilities(members))
         return np.concatenate(found)
 
     def assess(
@@ -250,8 +264,8 @@ class SCGPTAnnotator(SCGPT):
         data = self.adata if adata is None else adata
         cells = self._cells(adata)
         positions = positions_of(cells, indices)
-        network, anchor, distances = self._seen(cells, positions)
-        probabilities = calibration.probabilities(network, anchor)
+        members, distances = self._seen(cells, positions)
+        probabilities = calibration.probabilities(list(members.values()))
         names, labels = data.obs_names[positions], pd.Index(self.labels_, name="label")
         sets = calibration.sets(probabilities, target_error=target_error)
         return Assessment(
@@ -263,24 +277,27 @@ class SCGPTAnnotator(SCGPT):
 
     def _arrays(self) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
-        if self._anchor is not None:
-            found.update({f"anchor.{name}": value for name, value in self._anchor._asdict().items()})
+        for name, anchor in (("bins", self._bins), ("genes", self._genes)):
+            if anchor is not None:
+                found.update({f"{name}.{part}": value for part, value in anchor._asdict().items()})
         if self._calibration is not None:
-            factors = np.array([self._calibration.network, self._calibration.anchor])
-            found["calibration.factors"] = factors
-            found["calibration.scores"] = self._calibration.scores
-            found["calibration.distances"] = self._calibration.distances
+            temperature, scores, distances = self._calibration
+            found["calibration.temperature"] = np.array([temperature])
+            found["calibration.scores"], found["calibration.distances"] = scores, distances
         if self._reference is not None:
             found["reference"] = self._reference
         return found
 
     def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        if "anchor.weight" in arrays:
-            self._anchor = Anchor(*(arrays[f"anchor.{name}"] for name in Anchor._fields))
-        if "calibration.factors" in arrays:
-            network, anchor = arrays["calibration.factors"].tolist()
+        if "bins.weight" in arrays:
+            self._bins = Anchor(*(arrays[f"bins.{name}"] for name in Anchor._fields))
+        if "genes.weight" in arrays:
+            self._genes = GeneAnchor(*(arrays[f"genes.{name}"] for name in GeneAnchor._fields))
+        if "calibration.temperature" in arrays:
             self._calibration = Calibration(
-                network, anchor, arrays["calibration.scores"], arrays["calibration.distances"]
+                float(arrays["calibration.temperature"][0]),
+                arrays["calibration.scores"],
+                arrays["calibration.distances"],
             )
         self._reference = arrays.get("reference")
 

@@ -1,14 +1,16 @@
-"""Scores to probabilities that mean what they say: two factors, a threshold, a distance, from held-out cells."""
+"""Scores to probabilities that mean what they say: a temperature, a threshold, a distance, from held-out cells."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp, softmax
 
-_LEAST = 20  # held-out cells below which nothing is calibrated
+_LEAST = 20  # held-out cells below which the temperature is 1
+_TEMPERATURES = (0.2, 5.0)
 
 
 class Calibration(NamedTuple):
@@ -16,23 +18,21 @@ class Calibration(NamedTuple):
 
     Attributes
     ----------
-    network, anchor
-        Factors on the logarithms of the two probabilities; their sum is the inverse of a temperature.
+    temperature
+        What the logarithms of the mean probabilities are divided by: above 1 for scores that are too sure.
     scores
         Of each held-out cell 1 minus the probability of its label, sorted; float64, shape `(n,)`.
     distances
         Distance of each held-out cell to its nearest training cells, sorted; float64, shape `(n,)`.
     """
 
-    network: float
-    anchor: float
+    temperature: float
     scores: np.ndarray
     distances: np.ndarray
 
-    def probabilities(self, network: np.ndarray, anchor: np.ndarray) -> np.ndarray:
-        """Probabilities of cells from both scores, each (n, n_labels), float32; rows sum to 1."""
-        mixed = self.network * log_softmax(network, axis=1) + self.anchor * log_softmax(anchor, axis=1)
-        return softmax(mixed, axis=1).astype(np.float32)
+    def probabilities(self, members: Sequence[np.ndarray]) -> np.ndarray:
+        """Probabilities, float32, (n, n_labels), from the scores of each member; rows sum to 1."""
+        return softmax(_mean(members) / self.temperature, axis=1).astype(np.float32)
 
     def sets(self, probabilities: np.ndarray, *, target_error: float) -> np.ndarray:
         """Labels that cannot be ruled out at that error, bool, (n, n_labels): split conformal prediction.
@@ -52,31 +52,33 @@ class Calibration(NamedTuple):
         return (n - below + 1) / (n + 1)
 
 
-def calibrate(network: np.ndarray, anchor: np.ndarray, labels: np.ndarray, distances: np.ndarray) -> Calibration:
-    """Choose the factors that make the labels of held-out cells most probable.
+def _mean(members: Sequence[np.ndarray]) -> np.ndarray:
+    """Logarithm of the mean of the probabilities of the members, (n, n_labels)."""
+    each = np.stack([log_softmax(scores.astype(np.float64), axis=1) for scores in members])
+    return logsumexp(each, axis=0) - np.log(len(members))
+
+
+def calibrate(members: Sequence[np.ndarray], labels: np.ndarray, distances: np.ndarray) -> Calibration:
+    """Choose the temperature that makes the labels of held-out cells most probable (:cite:t:`Guo2017`).
 
     Parameters
     ----------
-    network, anchor
-        Scores of held-out cells, shape `(n, n_labels)`.
+    members
+        Scores of held-out cells from each classifier, shape `(n, n_labels)`.
     labels
         Their labels, int, shape `(n,)`, all 0 or above.
     distances
         Their distances to the training cells, shape `(n,)`.
     """
-    both = np.stack([log_softmax(network, axis=1), log_softmax(anchor, axis=1)])
-    rows = np.arange(len(labels))
-
-    def loss(factors: np.ndarray) -> float:
-        mixed = np.tensordot(factors, both, axes=1)
-        # a weak pull towards equal parts keeps few cells from deciding alone
-        return -log_softmax(mixed, axis=1)[rows, labels].sum() + 0.5 * ((factors - 0.5) ** 2).sum()
-
-    factors = np.array([0.5, 0.5])
+    mean, rows = _mean(members), np.arange(len(labels))
+    temperature = 1.0
     if len(labels) >= _LEAST:
-        factors = minimize(loss, factors, bounds=[(0.0, 5.0), (0.0, 5.0)], method="L-BFGS-B").x
-        if factors.sum() < 0.05:  # noqa: PLR2004 - scores that say nothing
-            factors = np.array([0.05, 0.05])
-    found = Calibration(float(factors[0]), float(factors[1]), np.zeros(0), np.sort(distances))
-    probability = found.probabilities(network, anchor)[rows, labels]
+
+        def loss(logarithm: float) -> float:
+            return -log_softmax(mean / np.exp(logarithm), axis=1)[rows, labels].sum() + 0.5 * logarithm**2
+
+        bounds = tuple(np.log(_TEMPERATURES))
+        temperature = float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    found = Calibration(temperature, np.zeros(0), np.sort(distances))
+    probability = found.probabilities(members)[rows, labels]
     return found._replace(scores=np.sort(1 - probability.astype(np.float64)))

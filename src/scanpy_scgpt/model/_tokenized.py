@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.data.fields import CategoryField
@@ -25,7 +26,13 @@ def part_of(data: object, field: object) -> AnnData:
 
 
 def tokenized(
-    manager: AnnDataManager, checkpoint: Checkpoint, *, min_genes: int, panel: np.ndarray | None, max_length: int
+    manager: AnnDataManager,
+    checkpoint: Checkpoint,
+    *,
+    min_genes: int,
+    panel: np.ndarray | None,
+    max_length: int,
+    expression: bool = False,
 ) -> LabelledCells:
     """Tokens and codes of all cells of a data manager.
 
@@ -41,6 +48,8 @@ def tokenized(
         Vocabulary ids of the genes that enter with value 0 where they are not expressed, or None for none.
     max_length
         Longest sequence with `<cls>`.
+    expression
+        Keep the counts too, 8 bytes for each that is not zero.
 
     Raises
     ------
@@ -68,4 +77,18 @@ def tokenized(
         if isinstance(category, CategoryField) and not category.is_empty:
             codes[category.registry_key] = part_of(manager.adata, field).obs[category.attr_key].to_numpy()
     vocab, measured = checkpoint.vocab, np.unique(made.match.ids[made.match.ids >= 0])
-    return LabelledCells(tokens, codes, vocab.pad_id, vocab.cls_id, checkpoint.tokenizer.cls_value, measured=measured)
+    cls_value, counts = checkpoint.tokenizer.cls_value, _expression(made, len(vocab)) if expression else None
+    return LabelledCells(tokens, codes, vocab.pad_id, vocab.cls_id, cls_value, measured=measured, expression=counts)
+
+
+def _expression(cells: CellTokens, n_ids: int) -> sparse.csr_matrix:
+    """Counts by vocabulary id, CSR float32; values that are logarithms are brought back to a multiple of counts."""
+    ids, logged = cells.match.ids, cells.source.kind() == "log-normalised values"
+    known = np.flatnonzero(ids >= 0)
+    ones = np.ones(len(known), dtype=np.float32)
+    into = sparse.csr_matrix((ones, (known, ids[known])), shape=(len(ids), n_ids))
+    blocks = []
+    for start, stop in cells.row_blocks():
+        block = cells.source.rows(start, stop).astype(np.float32)
+        blocks.append(sparse.csr_matrix((block.expm1() if logged else block) @ into))
+    return sparse.vstack(blocks, format="csr")

@@ -51,6 +51,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
 
     _data_splitter_cls = TokenDataSplitter
     _training_plan_cls = FineTuningPlan
+    _keeps_expression = False
 
     def train(
         self,
@@ -135,21 +136,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         }
         plan["rates"] = self._rates(freeze, layer_decay, plan.get("rates", {}))
         if datamodule is None:
-            splitting = {"balance_key": "labels" if "cls" in self.module.objectives else None, "rng": self.rng_}
-            datamodule = self._data_splitter_cls(
-                self._cells(),
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle_set_split=shuffle_set_split,
-                batch_size=batch_size,
-                **{**splitting, **(datasplitter_kwargs or {})},
-            )
-            if early_stopping and not datamodule.n_val:
-                msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
-                raise ValueError(msg)
-            if "cls" in self.module.objectives and (datamodule.cells.codes["labels"][datamodule.train_idx] < 0).all():
-                msg = "No training cell has a label, which the objective 'cls' learns from. Choose others."
-                raise ValueError(msg)
+            sizes = {"train_size": train_size, "validation_size": validation_size, "batch_size": batch_size}
+            given = {**sizes, "shuffle_set_split": shuffle_set_split, **(datasplitter_kwargs or {})}
+            datamodule = self._split(given, early_stopping=early_stopping)
             start = self._start_head(datamodule)
         else:
             start = None
@@ -173,6 +162,20 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 datamodule=datamodule,
                 **trainer,
             )
+
+    def _split(self, given: Mapping[str, Any], *, early_stopping: bool) -> TokenDataSplitter:
+        """Training and validation cells."""
+        by_label = "cls" in self.module.objectives
+        usual = {"balance_key": "labels" if by_label else None, "rng": self.rng_}
+        splitter = self._data_splitter_cls(self._cells(), **{**usual, **given})
+        labels = splitter.cells.codes.get("labels")
+        if early_stopping and not splitter.n_val:
+            msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
+            raise ValueError(msg)
+        if by_label and (labels[splitter.train_idx] < 0).all():
+            msg = "No training cell has a label, which the objective 'cls' learns from. Choose others."
+            raise ValueError(msg)
+        return splitter
 
     def _trainer_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         by_label = "cls" in self.module.objectives
@@ -252,9 +255,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if self.include_zeros_ and self.panel_ is None:
             self.panel_ = self._panel(manager)
         panel = None if self.panel_ is None else np.asarray(self.panel_)
-        cells = tokenized(
-            manager, self._checkpoint, min_genes=self.min_genes_, panel=panel, max_length=self.max_length_
-        )
+        settings = {"min_genes": self.min_genes_, "panel": panel, "max_length": self.max_length_}
+        cells = tokenized(manager, self._checkpoint, **settings, expression=self._keeps_expression)
         if own:
             self._tokens = {manager.id: cells}
         return cells

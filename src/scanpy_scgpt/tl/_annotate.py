@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ._rollup import roll_up
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scanpy_scgpt.model import SCGPTAnnotator
+    from scanpy_scgpt.model import Assessment, SCGPTAnnotator
 
 logger = get_logger(__name__)
 _ALONE, _USUAL = 0.95, 0.7  # shares of one label in the query and in the reference that are suspicious together
@@ -127,6 +128,8 @@ def annotate(
         For a reference with one label, or one that shares too few genes with the query.
     GeneMatchError
         When too few genes are in the vocabulary.
+    FileExistsError
+        When `save` exists and `overwrite` is not given.
     CheckpointError
         When the folder is no annotator, damaged, or of a newer version.
 
@@ -138,6 +141,11 @@ def annotate(
     started, seed = time.perf_counter(), seed_of(rng)
     check_anndata(adata, function="tl.annotate", copy=copy)
     _check_shares(target_error=target_error, unknown_error=unknown_error, validation_size=validation_size)
+    if save is not None and Path(save).expanduser().exists() and not overwrite:
+        msg = (
+            f"save={os.fspath(save)!r} exists. Choose another folder, or pass overwrite=True to replace what is there."
+        )
+        raise FileExistsError(msg)
     keys = LabelKeys.named(key_added)
     place = {"layer": layer, "use_raw": use_raw}
     annotator, facts = _annotator(
@@ -153,17 +161,11 @@ def annotate(
     query, where = query_of(adata, annotator, place, min_genes=min_genes)
     with quiet("scvi", "scanpy_scgpt._counts"):
         found = annotator.assess(query, target_error=target_error)
-    adata = copied(adata) if copy else adata
     unknown = ~found.sets.any(axis=1).to_numpy() | (found.novelty.to_numpy() < unknown_error)
-    labels = found.probabilities.columns
-    best = found.probabilities.to_numpy().argmax(axis=1)
-    adata.obs[keys.label] = pd.Categorical.from_codes(best, categories=labels)
-    adata.obs[keys.confidence] = found.probabilities.to_numpy().max(axis=1)
-    adata.obs[keys.unknown] = unknown
-    adata.obsm[keys.prob], adata.obsm[keys.sets] = found.probabilities.to_numpy(), found.sets.to_numpy()
-    if hierarchy is not None:
-        rolled = roll_up(found.probabilities, hierarchy, least=1 - target_error)
-        adata.obs[keys.rollup] = pd.Categorical(rolled)
+    labels, best = found.probabilities.columns, found.probabilities.to_numpy().argmax(axis=1)
+    rolled = None if hierarchy is None else roll_up(found.probabilities, hierarchy, least=1 - target_error)
+    adata = copied(adata) if copy else adata
+    _write(adata, found, keys, unknown, rolled)
     record = {
         **facts,
         "labels": list(labels),
@@ -186,6 +188,17 @@ def annotate(
     if model is None and not isinstance(reference, str | os.PathLike) and (better := models.better_than_default(adata)):
         logger.info("annotate: %s", better)
     return adata if copy else None
+
+
+def _write(adata: AnnData, found: Assessment, keys: LabelKeys, unknown: np.ndarray, rolled: pd.Series | None) -> None:
+    """Put the answers into the object."""
+    probabilities = found.probabilities.to_numpy()
+    adata.obs[keys.label] = pd.Categorical.from_codes(probabilities.argmax(axis=1), found.probabilities.columns)
+    adata.obs[keys.confidence] = probabilities.max(axis=1)
+    adata.obs[keys.unknown] = unknown
+    adata.obsm[keys.prob], adata.obsm[keys.sets] = probabilities, found.sets.to_numpy()
+    if rolled is not None:
+        adata.obs[keys.rollup] = pd.Categorical(rolled)
 
 
 def _check_shares(**shares: float) -> None:
@@ -220,7 +233,8 @@ def _annotator(
     with quiet("scvi", "scanpy_scgpt._counts", "scanpy_scgpt.baselines"):  # the user's cells were spoken of already
         SCGPTAnnotator.setup_anndata(cells, labels_key="label")
         annotator = SCGPTAnnotator(cells, model=model, **settings)
-        query_of(adata, annotator, place, min_genes=settings["min_genes"])  # refuses before minutes of training
+        query, _ = query_of(adata, annotator, place, min_genes=settings["min_genes"])  # refuses before the training
+        annotator.only_shared(query.var)
         accelerator, _, number = training["device"].partition(":")
         annotator.train(
             max_epochs=training["max_epochs"],

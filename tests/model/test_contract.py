@@ -754,6 +754,21 @@ def test_batches_and_cells_have_the_same_answers(name, include_zeros, cells, mak
     assert np.abs(counts.to_numpy() - expected.to_numpy()).mean() < 0.03  # ties are drawn by position, not by name
 
 
+def test_an_annotator_with_cells_may_be_trained_on_a_data_module(cells, make):
+    model = make("SCGPTAnnotator", cells)
+    model.train(max_epochs=1, train_size=0.7)
+    model.train(max_epochs=1, datamodule=_Counts(cells))
+    with pytest.raises(RuntimeError, match=r"The model is not calibrated: call model.calibrate\(indices\) with cells"):
+        model.predict()
+    with pytest.raises(
+        RuntimeError, match=r"on a data module: name held-out cells, model.calibrate\(indices\)"
+    ):
+        model.calibrate()
+    model.calibrate(np.arange(60, 90))
+    assert len(model._calibration.scores) == 30
+    assert len(model.predict()) == 90
+
+
 def test_zeros_need_cells(cells, checkpoint):
     module = _Counts(cells)
     model = models.SCGPT(registry=module.registry, model=checkpoint, include_zeros=True)

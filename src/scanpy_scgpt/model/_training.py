@@ -144,12 +144,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 batch_size=batch_size,
                 **{**splitting, **(datasplitter_kwargs or {})},
             )
-            if early_stopping and not datamodule.n_val:
-                msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
-                raise ValueError(msg)
-            if "cls" in self.module.objectives and (datamodule.cells.codes["labels"][datamodule.train_idx] < 0).all():
-                msg = "No training cell has a label, which the objective 'cls' learns from. Choose others."
-                raise ValueError(msg)
+            self._check_split(datamodule, early_stopping=early_stopping)
             start = self._start_head(datamodule)
         else:
             start = None
@@ -173,6 +168,19 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 datamodule=datamodule,
                 **trainer,
             )
+
+    def _check_split(self, splitter: TokenDataSplitter, *, early_stopping: bool) -> None:
+        """There must be something to learn from, and to stop by."""
+        known = np.ones(len(splitter.cells), dtype=bool)
+        if "cls" in self.module.objectives:
+            known = splitter.cells.codes["labels"] >= 0
+        if not known[splitter.train_idx].any():
+            msg = "No training cell has a label, which the objective 'cls' learns from. Choose others."
+            raise ValueError(msg)
+        if early_stopping and not known[splitter.val_idx].any():
+            cells = "cells" if known.all() else "cells with labels"
+            msg = f"early_stopping needs validation {cells}, and there are none: validation_size=0.1."
+            raise ValueError(msg)
 
     def _trainer_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         by_label = "cls" in self.module.objectives

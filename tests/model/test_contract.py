@@ -632,6 +632,40 @@ def test_a_split_of_your_own(name, cells, make):
     model = make(name, cells.copy())
     with pytest.raises(ValueError, match="No training cell has a label, which the objective 'cls' learns from"):
         model.train(max_epochs=1, datasplitter_kwargs={"external_indexing": parts})
+    with pytest.raises(ValueError, match="early_stopping needs validation cells with labels, and there are none"):
+        model.train(early_stopping=True, datasplitter_kwargs={"external_indexing": parts[::-1]})
+
+
+_TWO_PROCESSES = """
+import sys, warnings; warnings.simplefilter("ignore")
+import anndata as ad
+from scanpy_scgpt import model
+name, folder = sys.argv[1:]
+adata = ad.read_h5ad(folder + "/cells.h5ad")
+kind = getattr(model, name)
+kind.setup_anndata(adata, labels_key="cell_type", batch_key="donor")
+made = kind(adata, model=folder + "/tiny", min_genes=20, max_length=80, objectives=("cls", "gep", "dar"))
+made.train(max_epochs=2, train_size=0.7, batch_size=16, accelerator="cpu", devices=2, strategy="ddp", keep_best=False)
+weights = {key: x.double().sum().item() for key, x in made.module.state_dict().items()}
+import json, os, pathlib
+told = {"weights": weights, "losses": made.history["train_loss"]["train_loss"].tolist() if made.history else []}
+pathlib.Path(folder, "rank" + os.environ.get("LOCAL_RANK", "0") + ".json").write_text(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(cells, checkpoint_folder, write_cells, tmp_path):
+    write_cells(cells, tmp_path / "cells.h5ad")
+    shutil.copytree(checkpoint_folder, tmp_path / "tiny")
+    (tmp_path / "train.py").write_text(_TWO_PROCESSES)
+    environment = {**os.environ, "PYTHONPATH": str(Path(scgpt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "train.py"), "SCGPTAnnotator", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first["weights"] == second["weights"]
+    assert len(first["losses"]) == 2
+    assert np.isfinite(first["losses"]).all()
 
 
 @each_class
@@ -752,6 +786,19 @@ def test_batches_and_cells_have_the_same_answers(name, include_zeros, cells, mak
     np.testing.assert_allclose(vectors, model.get_latent_representation(), atol=1e-5)
     counts = model.predict(dataloader=_Counts(cells).inference_dataloader(), soft=True)
     assert np.abs(counts.to_numpy() - expected.to_numpy()).mean() < 0.03  # ties are drawn by position, not by name
+
+
+def test_an_annotator_with_cells_may_be_trained_on_a_data_module(cells, make):
+    model = make("SCGPTAnnotator", cells)
+    model.train(max_epochs=1, train_size=0.7)
+    model.train(max_epochs=1, datamodule=_Counts(cells))
+    with pytest.raises(RuntimeError, match=r"The model is not calibrated: call model.calibrate\(indices\) with cells"):
+        model.predict()
+    with pytest.raises(RuntimeError, match=r"on a data module: name held-out cells, model.calibrate\(indices\)"):
+        model.calibrate()
+    model.calibrate(np.arange(60, 90))
+    assert len(model._calibration.scores) == 30
+    assert len(model.predict()) == 90
 
 
 def test_zeros_need_cells(cells, checkpoint):

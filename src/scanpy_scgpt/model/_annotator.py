@@ -147,8 +147,11 @@ class SCGPTAnnotator(SCGPT):
         }
         if kwargs.get("datamodule") is None:
             kwargs["datasplitter_kwargs"] = {"train_length": 400, **(kwargs.get("datasplitter_kwargs") or {})}
+        named = "cls" in self.module.objectives
+        if named:
+            self._calibration = None  # of the weights before
         super().train(*args, **kwargs)
-        if self.adata is not None and "cls" in self.module.objectives:
+        if named and self.adata is not None and self.validation_indices_ is not None:
             self.calibrate()
 
     def calibrate(self, indices: Sequence[int] | None = None) -> None:
@@ -163,13 +166,17 @@ class SCGPTAnnotator(SCGPT):
         Raises
         ------
         RuntimeError
-            Before training.
+            Before training, or without `indices` when the model was trained on a data module.
         """
         self._require_labels()
         cells = self._cells()
         labels = cells.codes["labels"]
+        if indices is None and self.validation_indices_ is None:
+            msg = "The model was trained on a data module: name held-out cells, model.calibrate(indices)."
+            raise RuntimeError(msg)
         held = np.asarray(self.validation_indices_ if indices is None else positions_of(cells, indices))
-        trained = np.setdiff1d(np.asarray(self.train_indices_), held)
+        trained = np.arange(len(cells)) if self.train_indices_ is None else np.asarray(self.train_indices_)
+        trained = np.setdiff1d(trained, held)
         trained, held = trained[labels[trained] >= 0], held[labels[held] >= 0]
         if self.uses_anchor_:
             self._fit_anchors(cells, trained)

@@ -137,8 +137,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         plan["rates"] = self._rates(freeze, layer_decay, plan.get("rates", {}))
         if datamodule is None:
             sizes = {"train_size": train_size, "validation_size": validation_size, "batch_size": batch_size}
-            given = {**sizes, "shuffle_set_split": shuffle_set_split, **(datasplitter_kwargs or {})}
-            datamodule = self._split(given, early_stopping=early_stopping)
+            usual = {"balance_key": "labels" if "cls" in self.module.objectives else None, "rng": self.rng_}
+            given = {**sizes, "shuffle_set_split": shuffle_set_split, **usual, **(datasplitter_kwargs or {})}
+            datamodule = self._data_splitter_cls(self._cells(), **given)
+            self._check_split(datamodule, early_stopping=early_stopping)
             start = self._start_head(datamodule)
         else:
             start = None
@@ -163,19 +165,18 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 **trainer,
             )
 
-    def _split(self, given: Mapping[str, Any], *, early_stopping: bool) -> TokenDataSplitter:
-        """Training and validation cells."""
-        by_label = "cls" in self.module.objectives
-        usual = {"balance_key": "labels" if by_label else None, "rng": self.rng_}
-        splitter = self._data_splitter_cls(self._cells(), **{**usual, **given})
-        labels = splitter.cells.codes.get("labels")
-        if early_stopping and not splitter.n_val:
-            msg = "early_stopping needs validation cells, and there are none: validation_size=0.1."
-            raise ValueError(msg)
-        if by_label and (labels[splitter.train_idx] < 0).all():
+    def _check_split(self, splitter: TokenDataSplitter, *, early_stopping: bool) -> None:
+        """There must be something to learn from, and to stop by."""
+        known = np.ones(len(splitter.cells), dtype=bool)
+        if "cls" in self.module.objectives:
+            known = splitter.cells.codes["labels"] >= 0
+        if not known[splitter.train_idx].any():
             msg = "No training cell has a label, which the objective 'cls' learns from. Choose others."
             raise ValueError(msg)
-        return splitter
+        if early_stopping and not known[splitter.val_idx].any():
+            cells = "cells" if known.all() else "cells with labels"
+            msg = f"early_stopping needs validation {cells}, and there are none: validation_size=0.1."
+            raise ValueError(msg)
 
     def _trainer_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         by_label = "cls" in self.module.objectives

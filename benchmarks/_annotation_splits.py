@@ -23,7 +23,7 @@ FOLDS = 5
 
 
 class Fold(NamedTuple):
-    """Cells with the column `label`."""
+    """Cells with the columns `label` and `group` (donor or technology; one for all where there is none)."""
 
     reference: ad.AnnData
     query: ad.AnnData
@@ -43,6 +43,7 @@ def _studies(data: Path, fold: int) -> Fold:
     reference, query = _read(data, "pbmc_facs_zheng2017"), _read(data, "pbmc3k_10x")
     reference.obs["label"] = reference.obs["subtype"].astype(str).map(SORTED)
     query.obs["label"] = query.obs["cell_type"].astype(str).map(CLUSTERED)
+    reference.obs["group"] = query.obs["group"] = "one"
     # the query is one study: folds differ in the cells of the reference
     return Fold(reference, query[query.obs["label"].notna()].copy())
 
@@ -53,7 +54,7 @@ def _held_out(name: str, group: str, *, n_groups: int = FOLDS, least: int = 1) -
     def fold_of(data: Path, fold: int) -> Fold:
         adata = _read(data, name)
         labels = adata.obs["cell_type"].astype(str)
-        adata.obs["label"] = labels
+        adata.obs["label"], adata.obs["group"] = labels, adata.obs[group].astype(str)
         adata = adata[(labels.map(labels.value_counts()) >= least).to_numpy()].copy()
         sizes = adata.obs[group].astype(str).value_counts()
         place = {one: i % n_groups for i, one in enumerate(sizes.index)}  # largest first, dealt out

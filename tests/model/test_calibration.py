@@ -34,9 +34,10 @@ def test_a_known_temperature_is_found(temperature, n_members):
 
 def test_probabilities_are_the_mean_of_those_of_the_members():
     first, second = _drawn(50, 0)[0], _drawn(50, 1)[0]
-    found = Calibration(1.0, np.zeros(0), np.zeros(0))
-    expected = (_softmax(first) + _softmax(second + 7)) / 2  # a score that all labels share says nothing
+    found = Calibration(np.array([0.25, 0.75]), 1.0, np.zeros(0), np.zeros(0))
+    expected = 0.25 * _softmax(first) + 0.75 * _softmax(second + 7)  # a score that all labels share says nothing
     np.testing.assert_allclose(found.probabilities([first, second + 7]), expected, atol=1e-6)
+    np.testing.assert_allclose(found.probabilities([first]), _softmax(first), atol=1e-6)
     cold = found._replace(temperature=0.5).probabilities([first, second])
     np.testing.assert_allclose(cold, expected**2 / (expected**2).sum(axis=1, keepdims=True), atol=1e-5)
 
@@ -48,11 +49,19 @@ def test_scores_that_say_nothing_give_nearly_equal_probabilities():
     assert np.abs(calibrate(given, labels, np.zeros(3000)).probabilities(given) - 0.25).max() < 0.2
 
 
+def test_the_one_that_knows_counts():
+    scores, labels = _drawn(3000, 0)
+    found = calibrate([scores, _drawn(3000, 1)[0]], labels, np.zeros(3000))
+    assert found.weights[0] > 0.95
+    assert found.weights.sum() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("n", [0, 1, 19])
 def test_few_cells_decide_nothing(n):
     scores, labels = _drawn(n, 0)
     found = calibrate([scores, scores], labels, np.zeros(n))
     assert found.temperature == 1.0
+    np.testing.assert_allclose(found.weights, 0.5)
     probabilities = found.probabilities([scores, scores])
     assert probabilities.shape == (n, 4)
     assert probabilities.dtype == np.float32
@@ -65,7 +74,7 @@ def test_sets_contain_the_truth_as_often_as_they_say(target_error, n_held):
     inside, n_new, rounds = 0, 20, 150
     for seed in range(rounds):
         scores, labels = _drawn(n_held + n_new, seed)
-        found = Calibration(1.0, np.zeros(0), np.zeros(0))
+        found = Calibration(np.ones(1), 1.0, np.zeros(0), np.zeros(0))
         p = found.probabilities([scores])
         own = p[np.arange(len(p)), labels].astype(np.float64)
         found = found._replace(scores=np.sort(1 - own[:n_held]))
@@ -98,15 +107,17 @@ def test_a_cell_equal_to_a_held_out_one_is_in_the_set():
 
 
 def test_too_few_held_out_cells_rule_nothing_out():
-    found = Calibration(1.0, np.array([0.1, 0.2]), np.zeros(2))
+    found = Calibration(np.ones(1), 1.0, np.array([0.1, 0.2]), np.zeros(2))
     assert found.sets(np.array([[0.999, 0.001]]), target_error=0.1).all()
     assert found.sets(np.array([[0.85, 0.15]]), target_error=0.34).tolist() == [[True, False]]
 
 
 def test_novelty_is_a_p_value():
-    found = Calibration(1.0, np.zeros(0), np.array([0.1, 0.2, 0.2, 0.4]))
+    found = Calibration(np.ones(1), 1.0, np.zeros(0), np.array([0.1, 0.2, 0.2, 0.4]))
     got = found.novelty(np.array([0.0, 0.1, 0.2, 0.3, 0.5]))
     assert got.tolist() == [1.0, 1.0, 0.8, 0.4, 0.2]
     rng = np.random.default_rng(0)
-    drawn = [Calibration(1, np.zeros(0), np.sort(rng.random(50))).novelty(rng.random(40)) for _ in range(200)]
+    drawn = [
+        Calibration(np.ones(1), 1, np.zeros(0), np.sort(rng.random(50))).novelty(rng.random(40)) for _ in range(200)
+    ]
     assert np.mean(np.concatenate(drawn) <= 0.1) <= 0.1 + 0.02

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scvi.train import merge_kwargs
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from scanpy_scgpt._logging import get_logger
@@ -17,6 +16,7 @@ from scanpy_scgpt.tokenizer import match_genes
 from ._anchor import Anchor, fit_anchor
 from ._calibration import Calibration, calibrate
 from ._count_batches import tokens_of
+from ._cross_fit import Left, distances_to, folds_of, left_out, unit
 from ._gene_anchor import GeneAnchor, fit_gene_anchor
 from ._latent import positions_of
 from ._registry import state_of
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_NEIGHBOURS = 10  # training cells that a distance is a mean over
-_KEPT = 20_000  # training cells whose vectors are kept
-_LEAST_HELD = 20  # labelled validation cells below which nothing is calibrated
+_KEPT = 20_000  # training cells whose vectors are kept, and that are left out once
+_LEAST_HELD = 20  # labelled cells below which nothing is calibrated
 
 
 class Assessment(NamedTuple):
@@ -56,13 +55,14 @@ class Assessment(NamedTuple):
     distance: pd.Series
 
     @property
-    def unlikeliness(self) -> pd.Series:
-        """How little a cell looks like one with a label of the reference, float64, shape `(n_cells,)`.
+    def doubt(self) -> pd.Series:
+        """Entropy of the probabilities as a share of the highest, from 0 to 1, float64, shape `(n_cells,)`.
 
-        The sum of two ranks among these cells: of its distance, and of what its most likely label lacks to 1.
+        High for a cell whose label the reference lacks; see the page on annotation for how well that tells.
         """
-        doubt = 1 - self.probabilities.max(axis=1)
-        return (self.distance.rank(pct=True) + doubt.rank(pct=True)).rename("unlikeliness")
+        p = self.probabilities.to_numpy().astype(np.float64)
+        entropy = -(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(axis=1)
+        return pd.Series(entropy / np.log(max(p.shape[1], 2)), index=self.probabilities.index, name="doubt")
 
 
 class SCGPTAnnotator(SCGPT):
@@ -71,8 +71,9 @@ class SCGPTAnnotator(SCGPT):
     The head of the labels starts from a logistic regression on the vectors of the pretrained network, so training
     starts from what the frozen network knows and keeps the best epoch, which may be none. Beside it stand two anchors:
     a logistic regression on 50 principal components of the bins, and a sparse one on log-normalised expression. The
-    probabilities of the three are averaged; how sure the mean is follows from the validation cells (temperature
-    scaling, :cite:p:`Guo2017`). Label sets are those of split conformal prediction :cite:p:`Vovk2005`.
+    answer is a weighted mean of the probabilities of the three. The weights, and how sure the mean is (temperature
+    scaling, :cite:p:`Guo2017`), are those that make the labels of left-out cells most probable: cells of whole batches,
+    where batches were registered. Label sets are those of conformal prediction :cite:p:`Vovk2005` on the same cells.
 
     Parameters
     ----------
@@ -155,13 +156,16 @@ class SCGPTAnnotator(SCGPT):
             self.calibrate()
 
     def calibrate(self, indices: Sequence[int] | None = None) -> None:
-        """Fit the linear classifiers on the training cells, choose temperature and thresholds on held-out ones.
+        """Fit the linear classifiers on the training cells; choose weights, temperature, thresholds on cells left out.
+
+        Fold by fold, cells with labels are left out, and the classifiers are fitted on the others; in place of the
+        fine-tuned network stands the logistic regression on the vectors that it started from. Where batches were
+        registered, whole batches are left out.
 
         Parameters
         ----------
         indices
-            Held-out cells; those of the validation set by default. Cells that the model was trained on make it far
-            too sure of itself.
+            Cells that the model was not trained on, to calibrate on instead.
 
         Raises
         ------
@@ -181,18 +185,51 @@ class SCGPTAnnotator(SCGPT):
         if self.uses_anchor_:
             self._fit_anchors(cells, trained)
         self.shares_ = (np.bincount(labels[trained], minlength=len(self.labels_)) / max(len(trained), 1)).tolist()
-        kept = trained
-        if len(kept) > _KEPT:
-            kept = np.sort(np.random.default_rng([self.rng_, 8]).choice(kept, _KEPT, replace=False))
-        self._reference = _unit(self._vectors(cells, kept)).astype(np.float16)
-        members, distances = self._seen(cells, held)
-        if len(held) < _LEAST_HELD:
+        self._reference = unit(self._vectors(cells, self._some(trained))).astype(np.float16)
+        if indices is None:
+            positions, (_, members, distances) = self._left_out(cells, self._some(np.union1d(trained, held)))
+        else:
+            positions, (members, distances) = held, self._seen(cells, held)
+        if len(positions) < _LEAST_HELD:
             logger.warning(
-                "annotate: %s labelled validation cells are too few to calibrate on; the confidence is taken "
-                "as it is. Raise validation_size, or bring more labelled cells.",
-                len(held),
+                "annotate: %s labelled cells are too few to calibrate on; the confidence is taken as it is. Bring more "
+                "labelled cells.",
+                len(positions),
             )
-        self._calibration = calibrate(list(members.values()), labels[held], distances)
+        self._calibration = calibrate(list(members.values()), labels[positions], distances)
+
+    def _some(self, positions: np.ndarray) -> np.ndarray:
+        """At most so many cells as are kept and left out, drawn by the seed."""
+        if len(positions) <= _KEPT:
+            return positions
+        return np.sort(np.random.default_rng([self.rng_, 8]).choice(positions, _KEPT, replace=False))
+
+    def _vectors_of_start(self, cells: LabelledCells, positions: np.ndarray) -> np.ndarray:
+        """Vectors of the network that has not seen the labels; those of the last training are at hand."""
+        if self._started is None or not np.isin(positions, self._started[0]).all():
+            return self._vectors(cells, positions, start=True)
+        known, vectors = self._started
+        place = np.empty(len(cells), dtype=np.int64)
+        place[known] = np.arange(len(known))
+        self._started = None
+        return vectors[place[positions]]
+
+    def _left_out(self, cells: LabelledCells, positions: np.ndarray) -> tuple[np.ndarray, Left]:
+        """Positions of the cells that were left out, and what was said of them."""
+        labels, batches = cells.codes["labels"][positions], cells.codes.get("batch")
+        left = left_out(
+            self._vectors_of_start(cells, positions),
+            cells.tokens.take(positions),
+            None if cells.expression is None else cells.expression[positions],
+            labels,
+            folds=folds_of(labels, None if batches is None else batches[positions], rng=self.rng_),
+            n_bins=self._checkpoint.tokenizer.n_bins,
+            n_labels=len(self.labels_),
+            anchors=self.uses_anchor_,
+            allowed=self._shared,
+            rng=self.rng_,
+        )
+        return positions[left.cells], left
 
     def _fit_anchors(self, cells: LabelledCells, trained: np.ndarray) -> None:
         labels, settings = cells.codes["labels"][trained], {"n_labels": len(self.labels_), "rng": self.rng_}
@@ -217,11 +254,7 @@ class SCGPTAnnotator(SCGPT):
 
     def _distances(self, vectors: np.ndarray) -> np.ndarray:
         """Mean cosine distance to the nearest training cells, float64, shape `(n,)`."""
-        if not len(vectors):
-            return np.zeros(0)
-        near = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(self._reference)), algorithm="brute")
-        found = near.fit(self._reference.astype(np.float32)).kneighbors(_unit(vectors))[0]
-        return (found.astype(np.float64) ** 2 / 2).mean(axis=1)  # of unit vectors
+        return distances_to(self._reference, unit(vectors))
 
     def _require_calibration(self) -> Calibration:
         self._require_labels()
@@ -240,10 +273,13 @@ class SCGPTAnnotator(SCGPT):
         if self._calibration is None:  # trained on a data module, which may be larger than memory
             return super()._probabilities_of_batches(batches)
         prepare, n_bins, found = self._count_batches(), self._checkpoint.tokenizer.n_bins, []
-        for batch in map(prepare, batches):
+        for given in batches:
+            batch, counts = prepare(given), prepare.expression(given)
             members = [self._scores_of(self._vectors_of_batches([batch]))]
             if self._bins is not None:
                 members.append(self._bins.scores(tokens_of(batch), n_bins=n_bins))
+            if self._genes is not None and counts is not None:
+                members.append(self._genes.log_probabilities(counts))
             found.append(self._calibration.probabilities(members))
         return np.concatenate(found)
 
@@ -288,8 +324,8 @@ class SCGPTAnnotator(SCGPT):
             if anchor is not None:
                 found.update({f"{name}.{part}": value for part, value in anchor._asdict().items()})
         if self._calibration is not None:
-            temperature, scores, distances = self._calibration
-            found["calibration.temperature"] = np.array([temperature])
+            weights, temperature, scores, distances = self._calibration
+            found["calibration.weights"], found["calibration.temperature"] = weights, np.array([temperature])
             found["calibration.scores"], found["calibration.distances"] = scores, distances
         if self._reference is not None:
             found["reference"] = self._reference
@@ -302,12 +338,9 @@ class SCGPTAnnotator(SCGPT):
             self._genes = GeneAnchor(*(arrays[f"genes.{name}"] for name in GeneAnchor._fields))
         if "calibration.temperature" in arrays:
             self._calibration = Calibration(
+                arrays["calibration.weights"],
                 float(arrays["calibration.temperature"][0]),
                 arrays["calibration.scores"],
                 arrays["calibration.distances"],
             )
         self._reference = arrays.get("reference")
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,4 +1,4 @@
-"""Scores to probabilities that mean what they say: a temperature, a threshold, a distance, from held-out cells."""
+"""Scores to probabilities that mean what they say: weights, a temperature, a threshold, from cells left out."""
 
 from __future__ import annotations
 
@@ -6,33 +6,39 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
-_LEAST = 20  # held-out cells below which the temperature is 1
+_LEAST = 20  # cells below which weights are equal and the temperature is 1
 _TEMPERATURES = (0.2, 5.0)
+_PULL = 2.0  # towards equal weights: what a few cells say about them is mostly chance
 
 
 class Calibration(NamedTuple):
-    """What held-out cells say about the scores.
+    """What cells that were left out say about the scores.
 
     Attributes
     ----------
+    weights
+        Share of each classifier in the mean of the probabilities, float64, shape `(n_members,)`.
     temperature
-        What the logarithms of the mean probabilities are divided by: above 1 for scores that are too sure.
+        What the logarithms of that mean are divided by: above 1 for scores that are too sure.
     scores
-        Of each held-out cell 1 minus the probability of its label, sorted; float64, shape `(n,)`.
+        Of each cell that was left out 1 minus the probability of its label, sorted; float64, shape `(n,)`.
     distances
-        Distance of each held-out cell to its nearest training cells, sorted; float64, shape `(n,)`.
+        Distance of each of these cells to its nearest training cells, sorted; float64, shape `(n,)`.
     """
 
+    weights: np.ndarray
     temperature: float
     scores: np.ndarray
     distances: np.ndarray
 
     def probabilities(self, members: Sequence[np.ndarray]) -> np.ndarray:
-        """Probabilities, float32, (n, n_labels), from the scores of each member; rows sum to 1."""
-        return softmax(_mean(members) / self.temperature, axis=1).astype(np.float32)
+        """Probabilities, float32, (n, n_labels), from the scores of the first members; rows sum to 1."""
+        weights = self.weights[: len(members)]
+        mean = _mean(_logarithms(members), np.log(weights / weights.sum()))
+        return softmax(mean / self.temperature, axis=1).astype(np.float32)
 
     def sets(self, probabilities: np.ndarray, *, target_error: float) -> np.ndarray:
         """Labels that cannot be ruled out at that error, bool, (n, n_labels): split conformal prediction.
@@ -52,33 +58,40 @@ class Calibration(NamedTuple):
         return (n - below + 1) / (n + 1)
 
 
-def _mean(members: Sequence[np.ndarray]) -> np.ndarray:
-    """Logarithm of the mean of the probabilities of the members, (n, n_labels)."""
-    each = np.stack([log_softmax(scores.astype(np.float64), axis=1) for scores in members])
-    return logsumexp(each, axis=0) - np.log(len(members))
+def _logarithms(members: Sequence[np.ndarray]) -> np.ndarray:
+    """Logarithms of the probabilities of each member, (n_members, n, n_labels)."""
+    return np.stack([log_softmax(scores.astype(np.float64), axis=1) for scores in members])
+
+
+def _mean(logarithms: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+    """Logarithm of the weighted mean of the probabilities, (n, n_labels)."""
+    return logsumexp(logarithms + log_weights[:, None, None], axis=0)
 
 
 def calibrate(members: Sequence[np.ndarray], labels: np.ndarray, distances: np.ndarray) -> Calibration:
-    """Choose the temperature that makes the labels of held-out cells most probable (:cite:t:`Guo2017`).
+    """Choose the weights and the temperature that make the labels most probable (:cite:t:`Guo2017`).
 
     Parameters
     ----------
     members
-        Scores of held-out cells from each classifier, shape `(n, n_labels)`.
+        Scores of each classifier for cells that it was not fitted on, shape `(n, n_labels)`.
     labels
         Their labels, int, shape `(n,)`, all 0 or above.
     distances
         Their distances to the training cells, shape `(n,)`.
     """
-    mean, rows = _mean(members), np.arange(len(labels))
-    temperature = 1.0
+    logarithms, rows, k = _logarithms(members), np.arange(len(labels)), len(members)
+    weights, temperature = np.full(k, 1 / k), 1.0
     if len(labels) >= _LEAST:
 
-        def loss(logarithm: float) -> float:
-            return -log_softmax(mean / np.exp(logarithm), axis=1)[rows, labels].sum() + 0.5 * logarithm**2
+        def loss(x: np.ndarray) -> float:
+            mean = _mean(logarithms, log_softmax(x[:k]))
+            nll = -log_softmax(mean / np.exp(x[k]), axis=1)[rows, labels].sum()
+            return nll + _PULL * ((x[:k] - x[:k].mean()) ** 2).sum() + 0.5 * x[k] ** 2
 
-        bounds = tuple(np.log(_TEMPERATURES))
-        temperature = float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
-    found = Calibration(temperature, np.zeros(0), np.sort(distances))
-    probability = found.probabilities(members)[rows, labels]
-    return found._replace(scores=np.sort(1 - probability.astype(np.float64)))
+        bounds = [(-4.0, 4.0)] * k + [tuple(np.log(_TEMPERATURES))]
+        found = minimize(loss, np.zeros(k + 1), method="L-BFGS-B", bounds=bounds).x
+        weights, temperature = np.exp(log_softmax(found[:k])), float(np.exp(found[k]))
+    calibration = Calibration(weights, temperature, np.zeros(0), np.sort(distances))
+    probability = calibration.probabilities(members)[rows, labels]
+    return calibration._replace(scores=np.sort(1 - probability.astype(np.float64)))

@@ -45,10 +45,7 @@ class CountBatches:
         """Tokens of a batch."""
         if "gene_ids" in batch:
             return batch
-        counts = batch["X"]
-        if isinstance(counts, Tensor):
-            counts = counts.to_dense().cpu().numpy() if counts.layout != torch.strided else counts.cpu().numpy()
-        counts = sparse.csr_matrix(counts)
+        counts = _rows(batch["X"])
         names = np.arange(counts.shape[0]).astype(str)
         tokens = self.tokenizer.encode(counts, self.ids, names)
         if self.panel is not None:
@@ -57,6 +54,22 @@ class CountBatches:
         codes = {name: codes.cpu().numpy().reshape(-1).astype(np.int64) for name, codes in given.items()}
         cells = LabelledCells(tokens, codes, self.vocab.pad_id, self.vocab.cls_id, self.cls_value)
         return cells.batch(np.arange(len(tokens)))
+
+    def expression(self, batch: Mapping[str, Any]) -> sparse.csr_matrix | None:
+        """Counts of a batch by vocabulary id, CSR float32, shape `(n, n_ids)`; None of a batch of tokens."""
+        if "X" not in batch:
+            return None
+        known = np.flatnonzero(self.ids >= 0)
+        ones = np.ones(len(known), dtype=np.float32)
+        into = sparse.csr_matrix((ones, (known, self.ids[known])), shape=(len(self.ids), len(self.vocab)))
+        return sparse.csr_matrix(_rows(batch["X"]).astype(np.float32) @ into)
+
+
+def _rows(counts: Any) -> sparse.csr_matrix:
+    """Counts of a batch as CSR: a tensor of any layout, an array or a sparse matrix."""
+    if isinstance(counts, Tensor):
+        counts = counts.to_dense().cpu().numpy() if counts.layout != torch.strided else counts.cpu().numpy()
+    return sparse.csr_matrix(counts)
 
 
 def tokens_of(batch: Mapping[str, Tensor]) -> Tokens:

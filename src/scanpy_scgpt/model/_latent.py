@@ -87,11 +87,14 @@ class LatentMixin:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return vectors
 
-    def _vectors(self, cells: LabelledCells, positions: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
+    def _vectors(
+        self, cells: LabelledCells, positions: np.ndarray, *, batch_size: int | None = None, start: bool = False
+    ) -> np.ndarray:
+        """Vectors of cells that are not scaled; `start`: of the network before it was trained."""
         tokens = cells.tokens.take(positions)
         most = None if batch_size is None else batch_size * (int(tokens.lengths.max(initial=0)) + 1)
         settings = {"pooling": self.pooling_, "device": str(self.device), "max_tokens": most, "backend": "torch"}
-        return Embedder(self.to_checkpoint(), **settings).embed_tokens(tokens)
+        return Embedder(self._checkpoint if start else self.to_checkpoint(), **settings).embed_tokens(tokens)
 
     def _count_batches(self) -> CountBatches:
         """What makes tokens of batches of counts."""

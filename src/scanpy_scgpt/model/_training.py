@@ -52,6 +52,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
     _data_splitter_cls = TokenDataSplitter
     _training_plan_cls = FineTuningPlan
     _keeps_expression = False
+    _started: tuple[np.ndarray, np.ndarray] | None = None  # cells, and their vectors before the training
 
     def train(
         self,
@@ -202,6 +203,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             return None
         cells, labels = splitter.cells, splitter.cells.codes["labels"]
         train, held = (self._vectors(cells, positions) for positions in (splitter.train_idx, splitter.val_idx))
+        self._started = np.concatenate([splitter.train_idx, splitter.val_idx]), np.concatenate([train, held])
         of_train, of_held = labels[splitter.train_idx], labels[splitter.val_idx]
         probe = fit_probe(train, of_train, held, of_held, n_labels=len(self.labels_))
         head.out.weight.copy_(torch.from_numpy(probe.weight))

@@ -36,6 +36,7 @@ def annotate(
     reference: AnnData | SCGPTAnnotator | str | os.PathLike[str],
     labels_key: str | None = None,
     *,
+    batch_key: str | None = None,
     model: str | os.PathLike[str] | Checkpoint | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
@@ -69,6 +70,9 @@ def annotate(
         `adata` itself: its labelled cells are learned from.
     labels_key
         Column of `reference.obs` with the labels. Cells without one are left out and counted. Not with an annotator.
+    batch_key
+        Column of `reference.obs` with donors, studies or technologies: confidence and label sets then hold for cells of
+        a new one, since whole batches are left out to find them.
     model
         Where the weights start; as in :func:`scanpy_scgpt.tl.embed`. Not with an annotator.
     layer, use_raw
@@ -151,7 +155,7 @@ def annotate(
     annotator, facts = _annotator(
         adata,
         reference,
-        labels_key,
+        (labels_key, batch_key),
         place,
         model=model,
         settings={"min_genes": min_genes, "rng": seed % 2**31},
@@ -211,7 +215,7 @@ def _check_shares(**shares: float) -> None:
 def _annotator(
     adata: AnnData,
     reference: Any,
-    labels_key: str | None,
+    columns: tuple[str | None, str | None],
     place: Mapping[str, Any],
     *,
     model: Any,
@@ -224,14 +228,14 @@ def _annotator(
 
     reference = read_reference(reference)
     if isinstance(reference, SCGPTAnnotator):
-        for name, value in (("labels_key", labels_key), ("model", model)):
+        for name, value in (("labels_key", columns[0]), ("batch_key", columns[1]), ("model", model)):
             if value is not None:
                 msg = f"{name}={value!r} does not go with an annotator, which has its own. Leave it out."
                 raise ValueError(msg)
         return reference, dict(reference.facts_)
-    cells, facts = labelled(reference, labels_key, place, same=reference is adata)
+    cells, facts = labelled(reference, *columns, place, same=reference is adata)
     with quiet("scvi", "scanpy_scgpt._counts", "scanpy_scgpt.baselines"):  # the user's cells were spoken of already
-        SCGPTAnnotator.setup_anndata(cells, labels_key="label")
+        SCGPTAnnotator.setup_anndata(cells, labels_key="label", batch_key="batch" if columns[1] else None)
         annotator = SCGPTAnnotator(cells, model=model, **settings)
         query, _ = query_of(adata, annotator, place, min_genes=settings["min_genes"])  # refuses before the training
         annotator.only_shared(query.var)
@@ -244,7 +248,8 @@ def _annotator(
         )
     facts |= {
         "model": annotator.model_name,
-        "labels_key": labels_key,
+        "labels_key": columns[0],
+        "batch_key": columns[1] or "",
         **held_out_comparison(annotator, baselines=baselines),
     }
     annotator.facts_ = facts

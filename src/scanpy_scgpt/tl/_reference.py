@@ -45,7 +45,7 @@ def read_reference(reference: Any) -> Any:
 
 
 def labelled(
-    reference: AnnData, labels_key: str | None, place: Mapping[str, Any], *, same: bool
+    reference: AnnData, labels_key: str | None, batch_key: str | None, place: Mapping[str, Any], *, same: bool
 ) -> tuple[AnnData, dict[str, Any]]:
     """The labelled cells of a reference with nothing but counts and labels, and what was left out.
 
@@ -59,7 +59,8 @@ def labelled(
         listed = ", ".join(map(str, reference.obs.columns)) or "none"
         msg = f"labels_key: name the column of reference.obs with the labels. Columns: {listed}."
         raise ValueError(msg)
-    check_key(reference.obs, labels_key, where="reference.obs")
+    for key in (labels_key, *([] if batch_key is None else [batch_key])):
+        check_key(reference.obs, key, where="reference.obs")
     labels = reference.obs[labels_key].astype(object).map(str, na_action="ignore")
     known = labels.notna().to_numpy()
     counts = labels[known].value_counts()
@@ -73,11 +74,14 @@ def labelled(
     if where["use_raw"] and reference.raw is None:
         where["use_raw"] = None
     try:
-        cells, _ = shallow(reference, **where, labels=labels)
+        cells, _ = shallow(reference, **where)
     except ValueError as error:
         hint = " For the reference alone: reference = reference.raw.to_adata()." if reference.raw is not None else ""
         msg = f"reference: {error}{hint}"
         raise ValueError(msg) from error
+    cells.obs["label"] = labels.to_numpy()
+    if batch_key is not None:
+        cells.obs["batch"] = reference.obs[batch_key].to_numpy()
     if not known.all():
         logger.info("annotate: %s cells of the reference have no label and are left out", f"{int((~known).sum()):,}")
         cells = cells[known].copy()

@@ -1,4 +1,4 @@
-"""Cells with nothing but their counts, genes and one column: what a model may register without touching the user's."""
+"""Cells with nothing but their counts and genes: what a model may register without touching the user's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def shallow(
-    adata: AnnData, *, layer: str | None, use_raw: bool | None, labels: pd.Series | None = None, name: str = "label"
-) -> tuple[AnnData, str]:
+def shallow(adata: AnnData, *, layer: str | None, use_raw: bool | None) -> tuple[AnnData, str]:
     """An AnnData that shares the matrix of counts, and the place of that matrix.
 
     Parameters
@@ -26,16 +24,10 @@ def shallow(
         Cells; not changed. Those on disk are read.
     layer, use_raw
         Where the counts are.
-    labels
-        Column to give the new object, or None.
-    name
-        Name of the column.
     """
     source = choose_counts(as_cells(adata), layer=layer, use_raw=use_raw)
     matrix = source.matrix
     if source.on_disk:
         matrix = source.rows(0, source.n_obs)
     obs = pd.DataFrame(index=pd.Index(np.asarray(adata.obs_names)))
-    if labels is not None:
-        obs[name] = np.asarray(labels, dtype=object)
     return ad.AnnData(X=matrix, obs=obs, var=source.var.copy()), source.where

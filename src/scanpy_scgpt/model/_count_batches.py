@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from scanpy_scgpt._counts import CountSource
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import Tokenizer, Tokens, match_genes, with_zeros
@@ -56,13 +57,16 @@ class CountBatches:
         return cells.batch(np.arange(len(tokens)))
 
     def expression(self, batch: Mapping[str, Any]) -> sparse.csr_matrix | None:
-        """Counts of a batch by vocabulary id, CSR float32, shape `(n, n_ids)`; None of a batch of tokens."""
+        """Counts, or a multiple of them, by vocabulary id, CSR float32, `(n, n_ids)`; None of a batch of tokens."""
         if "X" not in batch:
             return None
         known = np.flatnonzero(self.ids >= 0)
         ones = np.ones(len(known), dtype=np.float32)
         into = sparse.csr_matrix((ones, (known, self.ids[known])), shape=(len(self.ids), len(self.vocab)))
-        return sparse.csr_matrix(_rows(batch["X"]).astype(np.float32) @ into)
+        counts = _rows(batch["X"]).astype(np.float32)
+        if CountSource("X", counts, None).kind() == "log-normalised values":
+            counts = counts.expm1()
+        return sparse.csr_matrix(counts @ into)
 
 
 def _rows(counts: Any) -> sparse.csr_matrix:

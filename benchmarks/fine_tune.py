@@ -2,7 +2,7 @@
 
 The rival trains the same network as the original does: `torch.nn.TransformerEncoder`, every batch padded to the longest
 cell of all, cells in the order of the data, dropout on the attention weights too, three affine maps as the head, AdamW.
-Ours is what a run does: batches of cells of similar length, the fast attention, the fused projection. "400 genes a step"
+Ours is what a run does: batches of cells of similar length, fast attention, one fused projection. "400 genes a step"
 shows a longer cell by genes that are drawn anew at each step, the default of :func:`scanpy_scgpt.tl.annotate`. Weights
 are those of the bundled model; every variant takes steps in turn.
 """

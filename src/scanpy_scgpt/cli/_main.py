@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scanpy_scgpt._version import __version__
 
-from . import _models, _pretrain
+from . import _annotate, _models, _pretrain
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--max-tokens", type=int, help="most tokens of a batch")
     embed.add_argument("--shard", type=_shard, metavar="WHICH/OF", help="share of the cells, such as 0/4 to 3/4")
     embed.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
+    _annotate.add_parser(commands)
     _pretrain.add_parser(commands)
     _models.add_parser(commands)
     return parser
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 # What the texts of Python say, as an argument of a command
 _ARGUMENTS = {
+    "annotate": {"overwrite=True": "--overwrite", "min_genes": "--min-genes", "labels_key": "--labels-key"},
     "embed": {"overwrite=True": "--overwrite"},
     "pretrain": {"resume=False": "--no-resume", "overwrite=True": "--no-resume"},
     "models": {"overwrite=True": "--overwrite", "force=True": "--force"},
@@ -97,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(demo(args.out, model=args.model))
         elif args.command == "embed":
             _embed(args)
+        elif args.command == "annotate":
+            print(_annotate.annotate(args))
         elif args.command == "pretrain":
             _pretrain.pretrain(args)
         else:

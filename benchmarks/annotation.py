@@ -116,11 +116,13 @@ def with_few(fold: Fold, *, seed: int) -> dict[str, float]:
 
 
 def unknown(fold: Fold, removed: str, *, epochs: int, seed: int) -> dict[str, float]:
-    """How well cells of a label that the reference lacks stand out."""
+    """How well cells of a label that the reference lacks stand out; nothing where the query has none of them."""
+    is_new = (fold.query.obs["label"].astype(str) == removed).to_numpy()
+    if is_new.all() or not is_new.any():
+        return {}
     reference = fold.reference[(fold.reference.obs["label"].astype(str) != removed).to_numpy()].copy()
     model = train(reference, fold.query, epochs=epochs, seed=seed)
     assessed = model.assess(fold.query)
-    is_new = (fold.query.obs["label"].astype(str) == removed).to_numpy()
     scores = {
         "doubt": assessed.doubt.to_numpy(),
         "1 - confidence": 1 - assessed.probabilities.to_numpy().max(axis=1),
@@ -178,7 +180,7 @@ def report(done: Mapping[str, Any], splits: list[str]) -> list[Bar]:
             [x["network, pretrained"] for x in few], [x["network, from scratch"] for x in few]
         )
         bars.append(Bar("a tenth of the labels: pretrained above scratch, low end", float(gain["low"]), 0.0))
-    found = {key: x["unknown"] for key, x in done.items() if "unknown" in x}
+    found = {key: x["unknown"] for key, x in done.items() if x.get("unknown")}
     if found:
         rows = [[key, *(f"{x[name]:.3f}" for name in next(iter(found.values())))] for key, x in found.items()]
         print_table("AUROC of cells whose label the reference lacks", ["fold", *next(iter(found.values()))], rows)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_KEPT = 20_000  # training cells whose vectors are kept, and that are left out once
+_KEPT = 20_000  # cells that the linear classifiers see, whose vectors are kept, and that are left out once
 _LEAST_HELD = 20  # labelled cells below which nothing is calibrated
 
 
@@ -183,7 +183,7 @@ class SCGPTAnnotator(SCGPT):
         trained = np.setdiff1d(trained, held)
         trained, held = trained[labels[trained] >= 0], held[labels[held] >= 0]
         if self.uses_anchor_:
-            self._fit_anchors(cells, trained)
+            self._fit_anchors(cells, self._some(trained))
         self.shares_ = (np.bincount(labels[trained], minlength=len(self.labels_)) / max(len(trained), 1)).tolist()
         self._reference = unit(self._vectors(cells, self._some(trained))).astype(np.float16)
         if indices is None:

@@ -63,7 +63,9 @@ class CountsField(BaseAnnDataField):
         """Names of the genes and size of the matrix."""
         source = self.source(adata)
         names = np.asarray(source.var.index.astype(str))
-        return {"n_obs": source.n_obs, "n_vars": len(names), "column_names": names, "where": source.where}
+        symbols = names if self.gene_symbols is None else source.var[self.gene_symbols].astype(str).to_numpy()
+        state = {"n_obs": source.n_obs, "n_vars": len(names), "column_names": names, "where": source.where}
+        return {**state, "symbols": symbols}
 
     def transfer_field(self, state_registry: dict[str, Any], adata_target: AnnData, **_kwargs: Any) -> dict[str, Any]:
         """Of other cells the same: their genes are matched by name when they are used."""

@@ -16,10 +16,10 @@ from scanpy_scgpt.tokenizer import match_genes
 from ._anchor import Anchor, fit_anchor
 from ._calibration import Calibration, calibrate
 from ._count_batches import tokens_of
-from ._cross_fit import Left, distances_to, folds_of, left_out, unit
+from ._cross_fit import distances_to, folds_of, left_out, unit
 from ._gene_anchor import GeneAnchor, fit_gene_anchor
 from ._latent import positions_of
-from ._registry import state_of
+from ._registry import gene_names
 from ._scgpt import SCGPT
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Assessment(NamedTuple):
     sets
         Table of bool, cells x labels: what cannot be ruled out.
     novelty
-        Share of held-out cells that are as far from the training cells; low for a cell that is new.
+        Share of the validation cells that are as far from the training cells; low for a cell that is new.
     distance
         Mean cosine distance to the nearest training cells.
     """
@@ -90,7 +90,6 @@ class SCGPTAnnotator(SCGPT):
     """
 
     _default_objectives: tuple[Objective, ...] | None = ("cls",)
-    _keeps_expression = True
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class SCGPTAnnotator(SCGPT):
     ) -> None:
         super().__init__(adata, registry, head_layers=head_layers, **settings)
         self.init_params_["non_kwargs"].update(anchor=anchor)
-        self.uses_anchor_ = anchor
+        self.uses_anchor_ = self._keeps_expression = anchor
         self._bins: Anchor | None = None
         self._genes: GeneAnchor | None = None
         self._shared: np.ndarray | None = None
@@ -120,7 +119,7 @@ class SCGPTAnnotator(SCGPT):
     @property
     def genes_(self) -> list[str]:
         """Names of the genes of the cells that it was made for."""
-        return [str(name) for name in state_of(self.registry_, "X")["column_names"]]
+        return gene_names(self.registry_)
 
     def shared_genes(self, var: pd.DataFrame) -> np.ndarray:
         """Vocabulary ids, int64, of the genes that cells annotated by `var` share with those it was made for."""
@@ -134,26 +133,38 @@ class SCGPTAnnotator(SCGPT):
         self._shared = self.shared_genes(var)
 
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """As :meth:`SCGPT.train`; then fits the linear classifiers and calibrates on the validation cells.
+        """As :meth:`SCGPT.train`; then fits the linear classifiers and calibrates, see :meth:`calibrate`.
+
+        A model without the objective `"cls"`, as of a query, keeps its weights and temperature, and says no longer how
+        far a cell is from the training cells: these were embedded by other weights.
 
         Parameters
         ----------
         *args, **kwargs
-            Of :meth:`SCGPT.train`. By default 5 epochs at a rate of 1e-4, cells shown by at most 400 of their genes.
+            Of :meth:`SCGPT.train`. By default 5 epochs at a rate of 1e-4, cells shown by at most 400 of their genes. A
+            model that was loaded is calibrated on the validation cells, which it may have seen in an earlier training.
         """
         kwargs = {"max_epochs": 5, **kwargs} if not args else kwargs
+        usual = {} if kwargs.get("lora_rank") else {"lr": 1e-4}
         kwargs["plan_kwargs"] = {
-            "lr": 1e-4,
+            **usual,
             **merge_kwargs(kwargs.pop("plan_config", None), kwargs.get("plan_kwargs"), name="plan"),
         }
         if kwargs.get("datamodule") is None:
             kwargs["datasplitter_kwargs"] = {"train_length": 400, **(kwargs.get("datasplitter_kwargs") or {})}
         named = "cls" in self.module.objectives
-        if named:
-            self._calibration = None  # of the weights before
+        before, self._calibration = self._calibration, None  # of other weights
         super().train(*args, **kwargs)
-        if named and self.adata is not None and self.validation_indices_ is not None:
+        if not named:
+            self._reference = None
+            self._calibration = None if before is None else before._replace(distances=np.zeros(0))
+        elif self.adata is None or self.validation_indices_ is None:
+            return
+        elif self._knows_start:
             self.calibrate()
+        else:
+            self._reference = None
+            self.calibrate(self.validation_indices_)
 
     def calibrate(self, indices: Sequence[int] | None = None) -> None:
         """Fit the linear classifiers on the training cells; choose weights, temperature, thresholds on cells left out.
@@ -165,12 +176,13 @@ class SCGPTAnnotator(SCGPT):
         Parameters
         ----------
         indices
-            Cells that the model was not trained on, to calibrate on instead.
+            Cells that the model was not trained on, to calibrate on instead; the linear classifiers stay as they are.
 
         Raises
         ------
         RuntimeError
-            Before training, or without `indices` when the model was trained on a data module.
+            Before training; and without `indices` when the model was trained on a data module, or was loaded, since
+            the network that it started from is not at hand then.
         """
         self._require_labels()
         cells = self._cells()
@@ -178,16 +190,16 @@ class SCGPTAnnotator(SCGPT):
         if indices is None and self.validation_indices_ is None:
             msg = "The model was trained on a data module: name held-out cells, model.calibrate(indices)."
             raise RuntimeError(msg)
+        if indices is None and not self._knows_start:
+            msg = "The network that this model started from is not at hand. Name held-out cells: calibrate(indices)."
+            raise RuntimeError(msg)
         held = np.asarray(self.validation_indices_ if indices is None else positions_of(cells, indices))
-        trained = np.arange(len(cells)) if self.train_indices_ is None else np.asarray(self.train_indices_)
-        trained = np.setdiff1d(trained, held)
-        trained, held = trained[labels[trained] >= 0], held[labels[held] >= 0]
-        if self.uses_anchor_:
-            self._fit_anchors(cells, self._some(trained))
-        self.shares_ = (np.bincount(labels[trained], minlength=len(self.labels_)) / max(len(trained), 1)).tolist()
-        self._reference = unit(self._vectors(cells, self._some(trained))).astype(np.float16)
+        held = held[labels[held] >= 0]
+        if indices is None or self._reference is None:
+            trained = self._fit_rest(cells, held)
         if indices is None:
-            positions, (_, members, distances) = self._left_out(cells, self._some(np.union1d(trained, held)))
+            positions, members = self._left_out(cells, self._some(np.union1d(trained, held)))
+            distances = self._distances(self._vectors(cells, held))
         else:
             positions, (members, distances) = held, self._seen(cells, held)
         if len(positions) < _LEAST_HELD:
@@ -197,6 +209,18 @@ class SCGPTAnnotator(SCGPT):
                 len(positions),
             )
         self._calibration = calibrate(list(members.values()), labels[positions], distances)
+
+    def _fit_rest(self, cells: LabelledCells, held: np.ndarray) -> np.ndarray:
+        """Fit what needs training cells; these, but those that are `held`."""
+        labels = cells.codes["labels"]
+        trained = np.arange(len(cells)) if self.train_indices_ is None else np.asarray(self.train_indices_)
+        trained = np.setdiff1d(trained, held)
+        trained = trained[labels[trained] >= 0]
+        if self.uses_anchor_:
+            self._fit_anchors(cells, self._some(trained))
+        self.shares_ = (np.bincount(labels[trained], minlength=len(self.labels_)) / max(len(trained), 1)).tolist()
+        self._reference = unit(self._vectors(cells, self._some(trained))).astype(np.float16)
+        return trained
 
     def _some(self, positions: np.ndarray) -> np.ndarray:
         """At most so many cells as are kept and left out, drawn by the seed."""
@@ -214,8 +238,8 @@ class SCGPTAnnotator(SCGPT):
         self._started = None
         return vectors[place[positions]]
 
-    def _left_out(self, cells: LabelledCells, positions: np.ndarray) -> tuple[np.ndarray, Left]:
-        """Positions of the cells that were left out, and what was said of them."""
+    def _left_out(self, cells: LabelledCells, positions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Positions of the cells that were left out, and the scores that each classifier gave them."""
         labels, batches = cells.codes["labels"][positions], cells.codes.get("batch")
         left = left_out(
             self._vectors_of_start(cells, positions),
@@ -225,11 +249,12 @@ class SCGPTAnnotator(SCGPT):
             folds=folds_of(labels, None if batches is None else batches[positions], rng=self.rng_),
             n_bins=self._checkpoint.tokenizer.n_bins,
             n_labels=len(self.labels_),
+            strength=self._strength,
             anchors=self.uses_anchor_,
             allowed=self._shared,
             rng=self.rng_,
         )
-        return positions[left.cells], left
+        return positions[left.cells], left.members
 
     def _fit_anchors(self, cells: LabelledCells, trained: np.ndarray) -> None:
         labels, settings = cells.codes["labels"][trained], {"n_labels": len(self.labels_), "rng": self.rng_}
@@ -254,6 +279,8 @@ class SCGPTAnnotator(SCGPT):
 
     def _distances(self, vectors: np.ndarray) -> np.ndarray:
         """Mean cosine distance to the nearest training cells, float64, shape `(n,)`."""
+        if self._reference is None:
+            return np.zeros(len(vectors))
         return distances_to(self._reference, unit(vectors))
 
     def _require_calibration(self) -> Calibration:
@@ -266,8 +293,9 @@ class SCGPTAnnotator(SCGPT):
     def _probabilities(
         self, cells: LabelledCells, positions: np.ndarray, *, batch_size: int | None = None
     ) -> np.ndarray:
+        calibration = self._require_calibration()
         members, _ = self._seen(cells, positions, batch_size=batch_size)
-        return self._require_calibration().probabilities(list(members.values()))
+        return calibration.probabilities(list(members.values()))
 
     def _probabilities_of_batches(self, batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
         if self._calibration is None:  # trained on a data module, which may be larger than memory
@@ -329,6 +357,8 @@ class SCGPTAnnotator(SCGPT):
             found["calibration.scores"], found["calibration.distances"] = scores, distances
         if self._reference is not None:
             found["reference"] = self._reference
+        if self._shared is not None:
+            found["shared"] = self._shared
         return found
 
     def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -343,4 +373,4 @@ class SCGPTAnnotator(SCGPT):
                 arrays["calibration.scores"],
                 arrays["calibration.distances"],
             )
-        self._reference = arrays.get("reference")
+        self._reference, self._shared = arrays.get("reference"), arrays.get("shared")

@@ -13,7 +13,7 @@ from torch import Tensor
 from scanpy_scgpt._counts import CountSource
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.tokenizer import Tokenizer, Tokens, match_genes, with_zeros
+from scanpy_scgpt.tokenizer import Tokenizer, Tokens, match_genes, require_enough, with_zeros
 
 
 class CountBatches:
@@ -40,7 +40,12 @@ class CountBatches:
         self.panel, self.max_genes = None if panel is None else np.asarray(panel), max_length - 1
         self.vocab, self.cls_value = checkpoint.vocab, checkpoint.tokenizer.cls_value
         self.tokenizer = Tokenizer(checkpoint.vocab, checkpoint.tokenizer.updated(max_length=max_length))
-        self.ids = match_genes(np.asarray(var_names), checkpoint.vocab).ids
+        match = match_genes(np.asarray(var_names), checkpoint.vocab)
+        require_enough(match, checkpoint.vocab, min_genes=1)
+        self.ids = match.ids
+        known = np.flatnonzero(self.ids >= 0)
+        ones = np.ones(len(known), dtype=np.float32)
+        self._into = sparse.csr_matrix((ones, (known, self.ids[known])), shape=(len(self.ids), len(checkpoint.vocab)))
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """Tokens of a batch."""
@@ -60,13 +65,10 @@ class CountBatches:
         """Counts, or a multiple of them, by vocabulary id, CSR float32, `(n, n_ids)`; None of a batch of tokens."""
         if "X" not in batch:
             return None
-        known = np.flatnonzero(self.ids >= 0)
-        ones = np.ones(len(known), dtype=np.float32)
-        into = sparse.csr_matrix((ones, (known, self.ids[known])), shape=(len(self.ids), len(self.vocab)))
         counts = _rows(batch["X"]).astype(np.float32)
         if CountSource("X", counts, None).kind() == "log-normalised values":
             counts = counts.expm1()
-        return sparse.csr_matrix(counts @ into)
+        return sparse.csr_matrix(counts @ self._into)
 
 
 def _rows(counts: Any) -> sparse.csr_matrix:

@@ -30,13 +30,10 @@ class Left(NamedTuple):
         Positions, int, shape `(n,)`.
     members
         Scores of each classifier by its name, shape `(n, n_labels)`.
-    distances
-        Distance to the nearest cells that were not left out, float64, shape `(n,)`.
     """
 
     cells: np.ndarray
     members: dict[str, np.ndarray]
-    distances: np.ndarray
 
 
 def folds_of(labels: np.ndarray, batches: np.ndarray | None, *, rng: int = 0) -> np.ndarray:
@@ -72,6 +69,7 @@ def left_out(
     folds: np.ndarray,
     n_bins: int,
     n_labels: int,
+    strength: float = 0.1,
     anchors: bool = True,
     allowed: np.ndarray | None = None,
     rng: int = 0,
@@ -90,6 +88,8 @@ def left_out(
         Fold of each cell.
     n_bins, n_labels
         Number of digits, and of labels.
+    strength
+        Inverse of the penalty of the regression on the vectors.
     anchors
         False leaves the linear classifiers out.
     allowed
@@ -101,29 +101,28 @@ def left_out(
     -------
     The cells whose label the rest has too.
     """
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]] = []
+    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     settings = {"n_labels": n_labels, "allowed": allowed, "rng": rng}
     for fold in np.unique(folds):
         rest = np.flatnonzero(folds != fold)
         out = np.flatnonzero((folds == fold) & np.isin(labels, labels[rest]))
         if not len(out) or not len(rest):
             continue
-        probe = fit_probe(vectors[rest], labels[rest], vectors[out], labels[out], n_labels=n_labels)
+        probe = fit_probe(vectors[rest], labels[rest], vectors[:0], labels[:0], n_labels=n_labels, strength=strength)
         members = {"network": probe.scores(vectors[out])}
         if anchors:
             bins = fit_anchor(tokens.take(rest), labels[rest], n_bins=n_bins, **settings)
-            members["bins"] = bins.scores(tokens.take(out), n_bins=n_bins)
+            members["bins"] = bins.scores(tokens.take(out), n_bins=n_bins, measured=allowed)
         if anchors and expression is not None:
             genes = fit_gene_anchor(expression[rest], labels[rest], **settings)
-            members["genes"] = genes.log_probabilities(expression[out])
-        parts.append((out, members, distances_to(unit(vectors[rest]), unit(vectors[out]))))
+            members["genes"] = genes.log_probabilities(expression[out], allowed)
+        parts.append((out, members))
     if not parts:
-        return Left(np.zeros(0, dtype=np.int64), {"network": np.zeros((0, n_labels))}, np.zeros(0))
+        return Left(np.zeros(0, dtype=np.int64), {"network": np.zeros((0, n_labels))})
     names = parts[0][1]
     return Left(
-        np.concatenate([cells for cells, _, _ in parts]),
-        {name: np.concatenate([members[name] for _, members, _ in parts]) for name in names},
-        np.concatenate([distances for _, _, distances in parts]),
+        np.concatenate([cells for cells, _ in parts]),
+        {name: np.concatenate([members[name] for _, members in parts]) for name in names},
     )
 
 

@@ -18,6 +18,7 @@ from scanpy_scgpt.io import Checkpoint
 
 from ._count_batches import CountBatches
 from ._inference import Embedder
+from ._registry import gene_names
 from ._weights import as_checkpoint
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ class LatentMixin:
     """`get_latent_representation`, `get_gene_embeddings`, `get_attention`."""
 
     def to_checkpoint(self, name: str | None = None) -> Checkpoint:
-        """The network as it is now, as a checkpoint that every function of the package takes."""
+        """The network as it is now, as a checkpoint that every function of the package takes: a copy of its weights."""
+        live = self._live_checkpoint(name)
+        return replace(live, weights={key: tensor.detach().cpu().clone() for key, tensor in live.weights.items()})
+
+    def _live_checkpoint(self, name: str | None = None) -> Checkpoint:
+        """As :meth:`to_checkpoint`, sharing the weights."""
         name = name or type(self).__name__
         checkpoint = as_checkpoint(self.module, self._checkpoint, name=name, pooling=self.pooling_)
         return replace(checkpoint, tokenizer=checkpoint.tokenizer.updated(max_length=self.max_length_))
@@ -93,8 +99,9 @@ class LatentMixin:
         """Vectors of cells that are not scaled; `start`: of the network before it was trained."""
         tokens = cells.tokens.take(positions)
         most = None if batch_size is None else batch_size * (int(tokens.lengths.max(initial=0)) + 1)
-        settings = {"pooling": self.pooling_, "device": str(self.device), "max_tokens": most, "backend": "torch"}
-        return Embedder(self._checkpoint if start else self.to_checkpoint(), **settings).embed_tokens(tokens)
+        settings = {"pooling": self.pooling_, "device": str(self.device), "max_tokens": most}
+        settings |= {"precision": "fp32", "backend": "torch"}  # as in training and on batches of tokens
+        return Embedder(self._checkpoint if start else self._live_checkpoint(), **settings).embed_tokens(tokens)
 
     def _count_batches(self) -> CountBatches:
         """What makes tokens of batches of counts."""
@@ -105,7 +112,7 @@ class LatentMixin:
             )
             raise ValueError(msg)
         settings = {"max_length": self.max_length_, "panel": self.panel_}
-        return CountBatches(self.get_var_names(), self._checkpoint, **settings)
+        return CountBatches(gene_names(self.registry_), self._checkpoint, **settings)
 
     @torch.inference_mode()
     def _vectors_of_batches(self, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:

@@ -37,7 +37,13 @@ class Probe(NamedTuple):
 
 
 def fit_probe(
-    vectors: np.ndarray, labels: np.ndarray, held_vectors: np.ndarray, held_labels: np.ndarray, *, n_labels: int
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    held_vectors: np.ndarray,
+    held_labels: np.ndarray,
+    *,
+    n_labels: int,
+    strength: float | None = None,
 ) -> Probe:
     """Multinomial logistic regression on standardised vectors, its penalty chosen on held-out cells; 1 without any.
 
@@ -49,6 +55,8 @@ def fit_probe(
         Labels, int, shape `(n,)`; below 0 for none.
     n_labels
         Number of labels; a label may lack cells.
+    strength
+        Inverse of the penalty, in place of the choice.
     """
     known, held = labels >= 0, np.isin(held_labels, np.unique(labels[labels >= 0]))
     mean, spread = vectors[known].mean(axis=0), vectors[known].std(axis=0) + 1e-6
@@ -60,8 +68,9 @@ def fit_probe(
         bias[present] = 0.0
         return Probe(weight.astype(np.float32), bias.astype(np.float32), _STRENGTHS[0])
     best = None
-    for strength in _STRENGTHS if held.any() else (1.0,):
-        model = LogisticRegression(C=strength, max_iter=_MAX_ITER)
+    tried = (strength,) if strength is not None else _STRENGTHS if held.any() else (1.0,)
+    for one in tried:
+        model = LogisticRegression(C=one, max_iter=_MAX_ITER)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(x, y)
@@ -70,10 +79,10 @@ def fit_probe(
             proba = model.predict_proba((held_vectors[held] - mean) / spread)
             loss = log_loss(held_labels[held], proba, labels=present)
         if best is None or loss < best[0]:
-            best = (loss, strength, model)
-    _, strength, model = best
+            best = (loss, one, model)
+    _, chosen, model = best
     coef, intercept = model.coef_, model.intercept_
     if len(present) == 2:  # noqa: PLR2004 - two labels have one row of coefficients
         coef, intercept = np.vstack([-coef / 2, coef / 2]), np.array([-intercept[0] / 2, intercept[0] / 2])
     weight[present], bias[present] = coef / spread, intercept - (coef / spread) @ mean
-    return Probe(weight.astype(np.float32), bias.astype(np.float32), strength)
+    return Probe(weight.astype(np.float32), bias.astype(np.float32), chosen)

@@ -84,6 +84,10 @@ class QueryMixin:
         model.to_device(_device(accelerator, device))
         model.module.eval()
         model._set_arrays(reference._arrays())
+        model._knows_start = False
+        for name in ("shares_", "facts_"):
+            if hasattr(reference, name):
+                setattr(model, name, getattr(reference, name))
         model.is_trained_, model.names_labels_ = reference.is_trained_, reference.names_labels_
         return model
 

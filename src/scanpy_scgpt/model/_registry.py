@@ -33,6 +33,12 @@ def setup_of(cls: type, registry: Mapping[str, Any]) -> Callable[..., None]:
     return method
 
 
+def gene_names(registry: Mapping[str, Any]) -> list[str]:
+    """Names of the genes of the registered cells by which they are matched."""
+    state = state_of(registry, "X")
+    return [str(name) for name in state.get("symbols", state["column_names"])]
+
+
 def to_plain(value: Any) -> Any:
     """A value in what JSON knows; arrays and tables remember that they are."""
     if isinstance(value, pd.DataFrame):

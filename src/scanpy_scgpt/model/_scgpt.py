@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
             )
             raise ValueError(msg)
         super().__init__(adata, registry)
+        weakref.finalize(self, self._per_instance_manager_store.pop, self.id, None)  # scvi-tools keeps the cells else
         check_settings(mask_ratio=mask_ratio, smoothing=smoothing, head_layers=head_layers, pooling=pooling)
         checkpoint = models.load(model)
         checkpoint = models.untrained(checkpoint, rng=rng) if from_scratch else checkpoint

@@ -195,6 +195,7 @@ class StoreMixin:
         for name, value in saved["attributes"].items():
             setattr(model, name, from_plain(value))
         fill(model.module, checkpoint, own=True)
+        model._knows_start = False
         if (folder / ARRAYS).is_file():
             model._set_arrays(load_file(folder / ARRAYS))
         model.to_device(_device(accelerator, device))
@@ -223,9 +224,9 @@ def _taken(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _device(accelerator: str, device: int | str) -> Any:
     if accelerator in {"gpu", "cuda"}:
         return choose_device("cuda" if device == "auto" else f"cuda:{device}")
-    return choose_device(
-        "auto" if accelerator == "auto" and device == "auto" else str(accelerator if device == "auto" else device)
-    )
+    if isinstance(device, int):
+        return choose_device(f"cuda:{device}" if accelerator == "auto" else accelerator)
+    return choose_device(accelerator if device == "auto" else device)
 
 
 def _put(draft: Path, folder: Path) -> None:
@@ -237,8 +238,9 @@ def _put(draft: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(whole, folder)
         return
-    if not (whole / ARRAYS).is_file():
-        (folder / ARRAYS).unlink(missing_ok=True)  # of the model that was there
+    for name in (ARRAYS, _ADATA, _MDATA):
+        if not (whole / name).is_file():
+            (folder / name).unlink(missing_ok=True)  # of the model that was there
     for path in sorted(whole.iterdir(), key=lambda path: path.name == MODEL):  # the one that is read first comes last
         os.replace(path, folder / path.name)
 

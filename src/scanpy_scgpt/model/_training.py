@@ -52,6 +52,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
     _data_splitter_cls = TokenDataSplitter
     _training_plan_cls = FineTuningPlan
     _keeps_expression = False
+    _knows_start = True  # whether the checkpoint is that of the start: not of a model that was loaded
+    _strength = 0.1  # inverse of the penalty of the regression that the head starts from
     _started: tuple[np.ndarray, np.ndarray] | None = None  # cells, and their vectors before the training
 
     def train(
@@ -142,6 +144,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             given = {**sizes, "shuffle_set_split": shuffle_set_split, **usual, **(datasplitter_kwargs or {})}
             datamodule = self._data_splitter_cls(self._cells(), **given)
             self._check_split(datamodule, early_stopping=early_stopping)
+            if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
+                self.to_device("cuda")  # the vectors that the head starts from are made before the trainer is
             start = self._start_head(datamodule)
         else:
             start = None
@@ -153,7 +157,6 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             trainer["callbacks"].append(best)
         if not self.history_:
             self.is_trained_ = False  # the first training of this object: scvi-tools adds to a history only
-        self.names_labels_ = self.names_labels_ or "cls" in self.module.objectives
         self.module.train()  # Lightning leaves it as it is: a loaded or once trained network has no dropout
         with self._adapted(lora_rank), _without_advice():
             super().train(
@@ -165,6 +168,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 datamodule=datamodule,
                 **trainer,
             )
+        self.names_labels_ = self.names_labels_ or "cls" in self.module.objectives
 
     def _check_split(self, splitter: TokenDataSplitter, *, early_stopping: bool) -> None:
         """There must be something to learn from, and to stop by."""
@@ -206,6 +210,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         self._started = np.concatenate([splitter.train_idx, splitter.val_idx]), np.concatenate([train, held])
         of_train, of_held = labels[splitter.train_idx], labels[splitter.val_idx]
         probe = fit_probe(train, of_train, held, of_held, n_labels=len(self.labels_))
+        self._strength = probe.strength
         head.out.weight.copy_(torch.from_numpy(probe.weight))
         head.out.bias.copy_(torch.from_numpy(probe.bias))
         known = of_held >= 0
@@ -256,7 +261,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if own and manager.id in self._tokens:
             return self._tokens[manager.id]
         if self.include_zeros_ and self.panel_ is None:
-            self.panel_ = self._panel(manager)
+            self.panel_ = self._panel(self.adata_manager)
         panel = None if self.panel_ is None else np.asarray(self.panel_)
         settings = {"min_genes": self.min_genes_, "panel": panel, "max_length": self.max_length_}
         cells = tokenized(manager, self._checkpoint, **settings, expression=self._keeps_expression)

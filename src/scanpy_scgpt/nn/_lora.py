@@ -55,7 +55,7 @@ def add_low_rank(module: nn.Module, *, rank: int, names: Sequence[str], alpha: f
     for part in maps:
         part.weight.requires_grad = False
         pair = LowRank(part.out_features, part.in_features, rank=rank, alpha=alpha or rank)
-        parametrize.register_parametrization(part, "weight", pair)
+        parametrize.register_parametrization(part, "weight", pair.to(part.weight))
     return len(maps)
 
 

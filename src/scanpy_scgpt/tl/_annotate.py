@@ -57,8 +57,8 @@ def annotate(
     """Name cells after labelled cells, with a confidence that holds :cite:p:`Cui2024`.
 
     Fine-tunes a pretrained transformer on the reference, or applies an annotator that was saved. Beside the network
-    stands a linear classifier of the same bins; held-out cells of the reference decide how much each counts and how
-    sure the answer is (:class:`scanpy_scgpt.model.SCGPTAnnotator`). Logistic regression on principal components and
+    stand two linear classifiers; cells of the reference that are left out decide how much each of the three counts, and
+    how sure the answer is (:class:`scanpy_scgpt.model.SCGPTAnnotator`). Logistic regression on principal components and
     nearest neighbours are fitted to the same cells, and their figures stand in the receipt and in `.uns`.
 
     Parameters
@@ -165,6 +165,7 @@ def annotate(
     query, where = query_of(adata, annotator, place, min_genes=min_genes)
     with quiet("scvi", "scanpy_scgpt._counts"):
         found = annotator.assess(query, target_error=target_error)
+    annotator.deregister_manager(query)  # scvi-tools keeps every object that it has seen
     unknown = ~found.sets.any(axis=1).to_numpy() | (found.novelty.to_numpy() < unknown_error)
     labels, best = found.probabilities.columns, found.probabilities.to_numpy().argmax(axis=1)
     rolled = None if hierarchy is None else roll_up(found.probabilities, hierarchy, least=1 - target_error)
@@ -232,6 +233,8 @@ def _annotator(
             if value is not None:
                 msg = f"{name}={value!r} does not go with an annotator, which has its own. Leave it out."
                 raise ValueError(msg)
+        if training["device"] != "auto":
+            reference.to_device(training["device"])
         return reference, dict(reference.facts_)
     cells, facts = labelled(reference, *columns, place, same=reference is adata)
     with quiet("scvi", "scanpy_scgpt._counts", "scanpy_scgpt.baselines"):  # the user's cells were spoken of already

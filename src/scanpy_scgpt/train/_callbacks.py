@@ -32,16 +32,19 @@ class KeepBest(lp.Callback):
         self.best = start
         self.best_epoch: int | None = None
         self._weights: dict[str, Tensor] = {}
+        self._start: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
-        """Take the weights of the start, when it is known how good they are."""
+        """Take the weights of the start."""
+        self._start = self._taken(pl_module)
         if self.best is not None:
-            self._take(pl_module)
+            self._weights = self._start
 
-    def _take(self, pl_module: lp.LightningModule) -> None:
+    @staticmethod
+    def _taken(pl_module: lp.LightningModule) -> dict[str, Tensor]:
         trained = {name for name, p in pl_module.module.named_parameters() if p.requires_grad}
         state = pl_module.module.state_dict()
-        self._weights = {name: state[name].detach().clone() for name in trained}
+        return {name: state[name].detach().clone() for name in trained}
 
     def on_validation_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Take the weights when the value is better than ever before."""
@@ -52,10 +55,15 @@ class KeepBest(lp.Callback):
         better = self.best is None or (value >= self.best if self.mode == "max" else value <= self.best)
         if better:
             self.best, self.best_epoch = value, trainer.current_epoch
-            self._take(pl_module)
+            self._weights = self._taken(pl_module)
 
     def on_fit_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Put them back."""
         if self._weights:
             pl_module.module.load_state_dict(self._weights, strict=False)
-        self._weights = {}
+        self._weights = self._start = {}
+
+    def on_exception(self, trainer: lp.Trainer, pl_module: lp.LightningModule, exception: BaseException) -> None:
+        """Put back the best, or else the start: what failed may have left numbers that are none."""
+        if self._weights or self._start:
+            pl_module.module.load_state_dict(self._weights or self._start, strict=False)

@@ -217,6 +217,20 @@ def _report_split(split: str, folds: list[dict[str, Any]]) -> list[Bar]:
     ]
 
 
+def markdown(done: Mapping[str, Any], splits: list[str]) -> str:
+    """Macro F1 of every method and split as a table for the documentation."""
+    folds = {
+        split: [x["compare"]["rows"] for key, x in done.items() if key.startswith(f"{split}/") and "compare" in x]
+        for split in splits
+    }
+    folds = {split: found for split, found in folds.items() if found}
+    lines = ["| method | " + " | ".join(folds) + " |", "|---|" + "---|" * len(folds)]
+    for name in next(iter(folds.values()))[0]:
+        cells = [_mean([rows[name]["macro_f1"] for rows in found]) for found in folds.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SCANPY_SCGPT_DATA", "../shared/data")))
@@ -225,7 +239,11 @@ def main() -> int:
     parser.add_argument("--folds", type=int, default=FOLDS)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--markdown", action="store_true", help="print the table of the documentation, run nothing")
     args = parser.parse_args()
+    if args.markdown:
+        print(markdown(json.loads(args.out.read_text()), args.splits))
+        return 0
     with settings.override(verbosity="error"), warnings.catch_warnings(), quiet(*LOUD, level=40):
         warnings.simplefilter("ignore")
         done = run(args)

@@ -157,7 +157,7 @@ def split_cells(
 ) -> list[np.ndarray]:
     """Positions of training, validation and test cells.
 
-    Every stratum is split alike, to a cell; a stratum of one cell is trained on.
+    Every stratum is split alike, to a cell; one of so few cells that none would be left to train on is trained on.
 
     Parameters
     ----------
@@ -182,11 +182,13 @@ def split_cells(
         return [cells[n_val : n_val + n_train], cells[:n_val], cells[n_val + n_train :]]
     order = np.lexsort([np.random.default_rng([rng, 5]).random(n), strata])  # a stratum together, in random order
     group = np.unique(strata[order], return_inverse=True)[1]
-    alone = np.bincount(group)[group] == 1
-    validation = _every(np.ones(n, dtype=bool), validation_size) & ~alone
-    left = ~validation & ~alone
+    validation = _every(np.ones(n, dtype=bool), validation_size)
+    left = ~validation
     test = _every(left, min(max(1 - train_size - validation_size, 0.0) / max(1 - validation_size, 1e-9), 1.0))
-    return [np.sort(order[chosen]) for chosen in (~validation & ~test, validation, test)]
+    train = ~validation & ~test
+    without = (np.bincount(group, train, minlength=int(group.max(initial=-1)) + 1) == 0)[group]
+    chosen = (train | without, validation & ~without, test & ~without)  # a stratum none of whose cells would be left
+    return [np.sort(order[cells]) for cells in chosen]
 
 
 def _every(places: np.ndarray, share: float) -> np.ndarray:

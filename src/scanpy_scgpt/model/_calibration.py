@@ -43,7 +43,8 @@ class Calibration(NamedTuple):
     def sets(self, probabilities: np.ndarray, *, target_error: float) -> np.ndarray:
         """Labels that cannot be ruled out at that error, bool, (n, n_labels): split conformal prediction.
 
-        A cell like the held-out ones has its label in the set with probability `1 - target_error` at least.
+        A cell like those left out has its label in the set with probability `1 - target_error` at least, if its scores
+        are made as theirs were.
         """
         n = len(self.scores)
         rank = int(np.ceil((n + 1) * (1 - target_error)))

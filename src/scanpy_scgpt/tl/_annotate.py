@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 _ALONE, _USUAL = 0.95, 0.7  # shares of one label in the query and in the reference that are suspicious together
+_MOST_HELD = 0.4  # of the reference, twice
 _NEW = 0.01  # share of held-out cells below which a cell is too far from the reference
 
 
@@ -87,7 +88,8 @@ def annotate(
     max_epochs
         Passes over the reference; 0 leaves the network as it is and fits the head of the labels alone.
     validation_size
-        Share of the reference that is held out.
+        Share of the reference that chooses the best epoch; as many cells are held out of everything and say how good
+        the annotator is. Below 0.4.
     baselines
         Fit the simple methods too.
     min_genes
@@ -208,8 +210,9 @@ def _write(adata: AnnData, found: Assessment, keys: LabelKeys, unknown: np.ndarr
 
 def _check_shares(**shares: float) -> None:
     for name, share in shares.items():
-        if not isinstance(share, int | float) or not 0 < share < 1:
-            msg = f"{name}={share!r}: a share between 0 and 1, such as 0.05."
+        most = _MOST_HELD if name == "validation_size" else 1
+        if not isinstance(share, int | float) or not 0 < share < most:
+            msg = f"{name}={share!r}: a share between 0 and {most}, such as 0.05."
             raise ValueError(msg)
 
 
@@ -245,6 +248,7 @@ def _annotator(
         accelerator, _, number = training["device"].partition(":")
         annotator.train(
             max_epochs=training["max_epochs"],
+            train_size=1 - 2 * training["validation_size"],
             validation_size=training["validation_size"],
             accelerator=accelerator,
             devices=[int(number)] if number else "auto" if accelerator != "cpu" else 1,

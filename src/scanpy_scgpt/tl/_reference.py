@@ -127,8 +127,9 @@ def query_of(
 
 
 def held_out_comparison(annotator: SCGPTAnnotator, *, baselines: bool) -> dict[str, Any]:
-    """Measures on the validation cells of an annotator, those of the simple methods beside them."""
-    held, trained = np.asarray(annotator.validation_indices_), np.asarray(annotator.train_indices_)
+    """Measures on cells that nothing was learned from or chosen by, those of the simple methods beside them."""
+    held = np.asarray(annotator.test_indices_)
+    trained = np.union1d(annotator.train_indices_, annotator.validation_indices_)
     cells = annotator.adata
     if not len(held):
         return {"held_out": {}, "n_held_out": 0}

@@ -176,7 +176,7 @@ def test_one_label_for_all_is_said(split, caplog):
         ({"labels_key": None}, ValueError, r"labels_key: name the column of reference.obs.*bulk_labels"),
         ({"labels_key": "celltype"}, KeyError, "reference.obs has no column 'celltype'; did you mean 'cell_type'"),
         ({"target_error": 1.5}, ValueError, "target_error=1.5: a share between 0 and 1"),
-        ({"validation_size": 0}, ValueError, "validation_size=0: a share between 0 and 1"),
+        ({"validation_size": 0}, ValueError, "validation_size=0: a share between 0 and 0.4"),
     ],
 )
 def test_arguments_that_are_refused(split, change, error, text):

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._assessment import Assessment
 from ._cells import CellTokens
 from ._dask import active_client, embed_on_workers
 from ._devices import choose_device
@@ -12,7 +13,7 @@ from ._generator import Generator, Order
 from ._inference import Embedder
 
 if TYPE_CHECKING:
-    from ._annotator import Assessment, SCGPTAnnotator
+    from ._annotator import SCGPTAnnotator
     from ._scgpt import SCGPT
 
 __all__ = [
@@ -40,9 +41,9 @@ def __getattr__(name: str) -> Any:
         from ._scgpt import SCGPT
 
         return SCGPT
-    if name in {"Assessment", "SCGPTAnnotator"}:
-        from ._annotator import Assessment, SCGPTAnnotator
+    if name == "SCGPTAnnotator":
+        from ._annotator import SCGPTAnnotator
 
-        return SCGPTAnnotator if name == "SCGPTAnnotator" else Assessment
+        return SCGPTAnnotator
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scvi.train import merge_kwargs
 from torch import Tensor
 
+from scanpy_scgpt._counts import CountSource
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt.tokenizer import match_genes
 
 from ._anchor import Anchor, fit_anchor
+from ._assessment import Assessment
 from ._calibration import Calibration, calibrate
 from ._count_batches import tokens_of
 from ._cross_fit import distances_to, folds_of, left_out, unit
@@ -32,37 +34,6 @@ logger = get_logger(__name__)
 
 _KEPT = 20_000  # cells that the linear classifiers see, whose vectors are kept, and that are left out once
 _LEAST_HELD = 20  # labelled cells below which nothing is calibrated
-
-
-class Assessment(NamedTuple):
-    """What :meth:`SCGPTAnnotator.assess` gives.
-
-    Attributes
-    ----------
-    probabilities
-        Table of float32, cells x labels.
-    sets
-        Table of bool, cells x labels: what cannot be ruled out.
-    novelty
-        Share of the validation cells that are as far from the training cells; low for a cell that is new.
-    distance
-        Mean cosine distance to the nearest training cells.
-    """
-
-    probabilities: pd.DataFrame
-    sets: pd.DataFrame
-    novelty: pd.Series
-    distance: pd.Series
-
-    @property
-    def doubt(self) -> pd.Series:
-        """Entropy of the probabilities as a share of the highest, from 0 to 1, float64, shape `(n_cells,)`.
-
-        High for a cell whose label the reference lacks; see the page on annotation for how well that tells.
-        """
-        p = self.probabilities.to_numpy().astype(np.float64)
-        entropy = -(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(axis=1)
-        return pd.Series(entropy / np.log(max(p.shape[1], 2)), index=self.probabilities.index, name="doubt")
 
 
 class SCGPTAnnotator(SCGPT):
@@ -106,6 +77,7 @@ class SCGPTAnnotator(SCGPT):
         self._bins: Anchor | None = None
         self._genes: GeneAnchor | None = None
         self._shared: np.ndarray | None = None
+        self._measured: np.ndarray | None = None
         self._calibration: Calibration | None = None
         self._reference: np.ndarray | None = None
         self.facts_: dict[str, Any] = {}
@@ -123,10 +95,17 @@ class SCGPTAnnotator(SCGPT):
 
     def shared_genes(self, var: pd.DataFrame) -> np.ndarray:
         """Vocabulary ids, int64, of the genes that cells annotated by `var` share with those it was made for."""
-        vocab = self._checkpoint.vocab
-        own, other = (match_genes(np.asarray(names), vocab).ids for names in (self.genes_, var.index.astype(str)))
-        shared = np.intersect1d(own, other)
-        return shared[shared >= 0]
+        if self._measured is None:
+            self._measured = self._cells().measured
+        columns = CountSource("X", None, var).gene_columns()
+        found = match_genes(var.index.astype(str), self._checkpoint.vocab, columns=columns).ids
+        return np.intersect1d(self._measured, found)
+
+    def forget(self, adata: AnnData) -> None:
+        """Let go of cells: scvi-tools keeps every object that was registered or predicted on."""
+        key = adata.uns.get("_scvi_uuid")
+        self._setup_adata_manager_store.pop(key, None)
+        self._per_instance_manager_store.get(self.id, {}).pop(key, None)
 
     def only_shared(self, var: pd.DataFrame) -> None:
         """Let the linear classifiers use those genes alone that the cells annotated by `var` have too."""
@@ -241,19 +220,27 @@ class SCGPTAnnotator(SCGPT):
     def _left_out(self, cells: LabelledCells, positions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Positions of the cells that were left out, and the scores that each classifier gave them."""
         labels, batches = cells.codes["labels"][positions], cells.codes.get("batch")
-        left = left_out(
-            self._vectors_of_start(cells, positions),
-            cells.tokens.take(positions),
-            None if cells.expression is None else cells.expression[positions],
-            labels,
-            folds=folds_of(labels, None if batches is None else batches[positions], rng=self.rng_),
-            n_bins=self._checkpoint.tokenizer.n_bins,
-            n_labels=len(self.labels_),
-            strength=self._strength,
-            anchors=self.uses_anchor_,
-            allowed=self._shared,
-            rng=self.rng_,
-        )
+        settings = {
+            "n_bins": self._checkpoint.tokenizer.n_bins,
+            "n_labels": len(self.labels_),
+            "strength": self._strength,
+            "anchors": self.uses_anchor_,
+            "allowed": self._shared,
+            "rng": self.rng_,
+        }
+        vectors, tokens = self._vectors_of_start(cells, positions), cells.tokens.take(positions)
+        expression = None if cells.expression is None else cells.expression[positions]
+        by_batch = folds_of(labels, None if batches is None else batches[positions], rng=self.rng_)
+        left = left_out(vectors, tokens, expression, labels, folds=by_batch, **settings)
+        if batches is not None and len(left.cells) < len(positions) / 2:
+            logger.warning(
+                "annotate: %s of %s cells have a label that no other batch has, so batches cannot be left out; random "
+                "cells are. Confidence and label sets may not hold for a new batch. Leave batch_key out.",
+                f"{len(positions) - len(left.cells):,}",
+                f"{len(positions):,}",
+            )
+            folds = folds_of(labels, None, rng=self.rng_)
+            left = left_out(vectors, tokens, expression, labels, folds=folds, **settings)
         return positions[left.cells], left.members
 
     def _fit_anchors(self, cells: LabelledCells, trained: np.ndarray) -> None:
@@ -344,6 +331,7 @@ class SCGPTAnnotator(SCGPT):
             pd.DataFrame(sets, index=names, columns=labels),
             pd.Series(calibration.novelty(distances), index=names, name="novelty"),
             pd.Series(distances, index=names, name="distance"),
+            pd.Series(calibration.support(probabilities), index=names, name="support"),
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -359,6 +347,10 @@ class SCGPTAnnotator(SCGPT):
             found["reference"] = self._reference
         if self._shared is not None:
             found["shared"] = self._shared
+        if self._measured is None and self.adata is not None:
+            self._measured = self._cells().measured
+        if self._measured is not None:
+            found["measured"] = self._measured
         return found
 
     def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -374,3 +366,4 @@ class SCGPTAnnotator(SCGPT):
                 arrays["calibration.distances"],
             )
         self._reference, self._shared = arrays.get("reference"), arrays.get("shared")
+        self._measured = arrays.get("measured")

@@ -52,6 +52,15 @@ class Calibration(NamedTuple):
             return np.ones(probabilities.shape, dtype=bool)
         return 1 - probabilities.astype(np.float64) <= self.scores[rank - 1]
 
+    def support(self, probabilities: np.ndarray) -> np.ndarray:
+        """Share of left-out cells whose own label was no more probable than the best label is here, float64, (n,).
+
+        The p-value of the hypothesis that the best label is right: low for a cell that no label fits.
+        """
+        n = len(self.scores)
+        below = np.searchsorted(self.scores, 1 - probabilities.max(axis=1).astype(np.float64), side="left")
+        return (n - below + 1) / (n + 1)
+
     def novelty(self, distances: np.ndarray) -> np.ndarray:
         """Share of held-out cells that are as far from the training cells, float64, (n,): low means new."""
         n = len(self.distances)

@@ -86,6 +86,9 @@ class StoreMixin:
         if folder.exists() and not overwrite:
             msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace the model in it."
             raise FileExistsError(msg)
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MODEL).is_file())):
+            msg = f"{folder} is there and holds no model, so nothing is put into it. Choose another folder."
+            raise FileExistsError(msg)
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:

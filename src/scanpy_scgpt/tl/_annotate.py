@@ -19,7 +19,7 @@ from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
 from ._reference import held_out_comparison, labelled, query_of, read_reference
-from ._rollup import roll_up
+from ._rollup import lineages, roll_up
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,7 +81,7 @@ def annotate(
     target_error
         Share of cells, like those of the reference, whose label set may lack their label.
     unknown_error
-        Share of such cells that may be called unknown for their distance from the reference.
+        Share of such cells that may be called unknown, for their best label or for their distance from the reference.
     hierarchy
         Parent of each label, as in `{"CD4 T": "T cell", "CD8 T": "T cell"}`, and of each parent: a cell whose label is
         not sure at `target_error` gets the nearest ancestor that is.
@@ -116,7 +116,7 @@ def annotate(
     `.obs["scgpt_confidence"]` : float32, shape `(n_obs,)`
         Its probability.
     `.obs["scgpt_unknown"]` : bool, shape `(n_obs,)`
-        No label is likely enough for the set, or the cell is farther from the reference than `unknown_error` allows.
+        The best label is less likely, or the cell farther from the reference, than `unknown_error` allows.
     `.obs["scgpt_label_rollup"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
         With `hierarchy`: the label or its nearest sure ancestor, missing where there is none.
     `.obsm["scgpt_label_prob"]` : float32, shape `(n_obs, n_labels)`
@@ -147,11 +147,7 @@ def annotate(
     started, seed = time.perf_counter(), seed_of(rng)
     check_anndata(adata, function="tl.annotate", copy=copy)
     _check_shares(target_error=target_error, unknown_error=unknown_error, validation_size=validation_size)
-    if save is not None and Path(save).expanduser().exists() and not overwrite:
-        msg = (
-            f"save={os.fspath(save)!r} exists. Choose another folder, or pass overwrite=True to replace what is there."
-        )
-        raise FileExistsError(msg)
+    _check(adata, save=save, overwrite=overwrite, max_epochs=max_epochs, key_added=key_added)
     keys = LabelKeys.named(key_added)
     place = {"layer": layer, "use_raw": use_raw}
     annotator, facts = _annotator(
@@ -163,12 +159,14 @@ def annotate(
         settings={"min_genes": min_genes, "rng": seed % 2**31},
         training={"max_epochs": max_epochs, "validation_size": validation_size, "device": device},
         baselines=baselines,
+        hierarchy=hierarchy,
     )
     query, where = query_of(adata, annotator, place, min_genes=min_genes)
     with quiet("scvi", "scanpy_scgpt._counts"):
         found = annotator.assess(query, target_error=target_error)
-    annotator.deregister_manager(query)  # scvi-tools keeps every object that it has seen
-    unknown = ~found.sets.any(axis=1).to_numpy() | (found.novelty.to_numpy() < unknown_error)
+    annotator.forget(query)
+    unknown = (found.support.to_numpy() < unknown_error) | (found.novelty.to_numpy() < unknown_error)
+    _note_full_sets(found, target_error)
     labels, best = found.probabilities.columns, found.probabilities.to_numpy().argmax(axis=1)
     rolled = None if hierarchy is None else roll_up(found.probabilities, hierarchy, least=1 - target_error)
     adata = copied(adata) if copy else adata
@@ -206,6 +204,26 @@ def _write(adata: AnnData, found: Assessment, keys: LabelKeys, unknown: np.ndarr
     adata.obsm[keys.prob], adata.obsm[keys.sets] = probabilities, found.sets.to_numpy()
     if rolled is not None:
         adata.obs[keys.rollup] = pd.Categorical(rolled)
+    elif keys.rollup in adata.obs:
+        del adata.obs[keys.rollup]  # of a former call
+
+
+def _check(adata: AnnData, *, save: Any, overwrite: bool, max_epochs: int, key_added: str) -> None:
+    """What can be refused before anything is trained."""
+    if save is not None and Path(save).expanduser().exists() and not overwrite:
+        msg = (
+            f"save={os.fspath(save)!r} exists. Choose another folder, or pass overwrite=True to replace what is there."
+        )
+        raise FileExistsError(msg)
+    if not adata.n_obs:
+        msg = "adata has no cells. Look at the filter that it comes out of."
+        raise ValueError(msg)
+    if not isinstance(max_epochs, int) or max_epochs < 0:
+        msg = f"max_epochs={max_epochs!r}: a whole number, 0 for the network as it is."
+        raise ValueError(msg)
+    if not isinstance(key_added, str) or key_added in {"", UNS} or "/" in key_added:
+        msg = f"key_added={key_added!r}: a name other than {UNS!r}, without a slash, which cannot be written to a file."
+        raise ValueError(msg)
 
 
 def _check_shares(**shares: float) -> None:
@@ -226,6 +244,7 @@ def _annotator(
     settings: Mapping[str, Any],
     training: Mapping[str, Any],
     baselines: bool,
+    hierarchy: Mapping[str, str] | None,
 ) -> tuple[SCGPTAnnotator, dict[str, Any]]:
     """An annotator that is trained, and what is known about it."""
     from scanpy_scgpt.model import SCGPTAnnotator
@@ -236,6 +255,8 @@ def _annotator(
             if value is not None:
                 msg = f"{name}={value!r} does not go with an annotator, which has its own. Leave it out."
                 raise ValueError(msg)
+        lineages(reference.labels_, hierarchy or {})
+        reference.min_genes_ = settings["min_genes"]
         if training["device"] != "auto":
             reference.to_device(training["device"])
         return reference, dict(reference.facts_)
@@ -243,6 +264,7 @@ def _annotator(
     with quiet("scvi", "scanpy_scgpt._counts", "scanpy_scgpt.baselines"):  # the user's cells were spoken of already
         SCGPTAnnotator.setup_anndata(cells, labels_key="label", batch_key="batch" if columns[1] else None)
         annotator = SCGPTAnnotator(cells, model=model, **settings)
+        lineages(annotator.labels_, hierarchy or {})
         query, _ = query_of(adata, annotator, place, min_genes=settings["min_genes"])  # refuses before the training
         annotator.only_shared(query.var)
         accelerator, _, number = training["device"].partition(":")
@@ -261,6 +283,15 @@ def _annotator(
     }
     annotator.facts_ = facts
     return annotator, dict(facts)
+
+
+def _note_full_sets(found: Assessment, target_error: float) -> None:
+    if found.sets.to_numpy().all() and found.sets.shape[1] > 1:
+        logger.warning(
+            "annotate: every label set holds every label: target_error=%s asks for more left-out cells than the "
+            "reference has. Take a higher one, or more labelled cells.",
+            target_error,
+        )
 
 
 def _degenerate(best: np.ndarray, annotator: SCGPTAnnotator) -> bool:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 _FILES = {".h5ad", ".zarr"}
+_LEAST_HELD = 20  # cells below which a figure says nothing
+_NO_LABEL = {"", "nan", "none", "null", "na", "<na>"}
 
 
 def read_reference(reference: Any) -> Any:
@@ -44,6 +46,17 @@ def read_reference(reference: Any) -> Any:
     return SCGPTAnnotator.load(path, adata=False)
 
 
+def _labels(reference: AnnData, labels_key: str) -> pd.Series:
+    """Labels as text without blanks around; missing where there is none, or a word for that."""
+    column = reference.obs[labels_key]
+    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
+        msg = f"reference.obs[{labels_key!r}] holds measurements ({column.dtype}), no labels. Name another column."
+        raise ValueError(msg)
+    labels = column.astype(object).map(str, na_action="ignore").str.strip()
+    labels = labels.mask(labels.str.lower().isin(_NO_LABEL))
+    return labels
+
+
 def labelled(
     reference: AnnData, labels_key: str | None, batch_key: str | None, place: Mapping[str, Any], *, same: bool
 ) -> tuple[AnnData, dict[str, Any]]:
@@ -61,7 +74,7 @@ def labelled(
         raise ValueError(msg)
     for key in (labels_key, *([] if batch_key is None else [batch_key])):
         check_key(reference.obs, key, where="reference.obs")
-    labels = reference.obs[labels_key].astype(object).map(str, na_action="ignore")
+    labels = _labels(reference, labels_key)
     known = labels.notna().to_numpy()
     counts = labels[known].value_counts()
     if len(counts) < 2:  # noqa: PLR2004
@@ -114,13 +127,12 @@ def query_of(
         When it shares too few genes with the cells of the annotator.
     """
     query, where = shallow(adata, **place)
-    known = set(annotator.genes_)
     shared = annotator.shared_genes(query.var)
     if len(shared) < min_genes:
         msg = (
             f"Reference and query share {len(shared):,} genes of the vocabulary, min_genes={min_genes}. The query "
             f"starts with {', '.join(map(repr, query.var_names[:3]))}, the reference with "
-            f"{', '.join(map(repr, sorted(known)[:3]))}. Take a query with the same genes, or lower min_genes."
+            f"{', '.join(map(repr, annotator.genes_[:3]))}. Take a query with the same genes, or lower min_genes."
         )
         raise GeneMatchError(msg)
     return query, where
@@ -131,7 +143,7 @@ def held_out_comparison(annotator: SCGPTAnnotator, *, baselines: bool) -> dict[s
     held = np.asarray(annotator.test_indices_)
     trained = np.union1d(annotator.train_indices_, annotator.validation_indices_)
     cells = annotator.adata
-    if not len(held):
+    if len(held) < _LEAST_HELD:
         return {"held_out": {}, "n_held_out": 0}
     truth = cells.obs["label"].iloc[held]
     rows = {"scGPT": metrics.annotation(truth, *_answer(annotator.predict(indices=held, soft=True)))}

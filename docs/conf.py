@@ -35,7 +35,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     *(["sphinx.ext.intersphinx"] if online else []),
 ]
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}  # stubs of the API get the first
 nb_execution_mode = "off"  # notebooks are stored with their outputs; the tests run them
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates"]
@@ -66,7 +66,7 @@ html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "use_download
 html_show_sourcelink = False
 
 _OTHERS = (
-    "Ellipsis|anndata|annbatch|collections|dask|distributed|h5py|lightning|matplotlib|numpy|os|pandas|pathlib|scipy|"
+    "Ellipsis|anndata|annbatch|collections|dask|distributed|h5py|lightning|matplotlib|mudata|numpy|os|pandas|pathlib|scipy|"
     "torch|types|typing|zarr"
 )
 nitpicky = True

@@ -49,7 +49,7 @@ class SCGPTAnnotator(SCGPT):
     Parameters
     ----------
     adata
-        Cells that :meth:`setup_anndata` registered with `labels_key`.
+        Cells that :meth:`SCGPT.setup_anndata` registered with `labels_key`.
     registry
         In place of `adata`.
     anchor
@@ -306,7 +306,7 @@ class SCGPTAnnotator(SCGPT):
         Parameters
         ----------
         adata, indices
-            As in :meth:`get_latent_representation`.
+            As in :meth:`SCGPT.get_latent_representation`.
         target_error
             Share of cells like the training cells whose set may lack their label.
 

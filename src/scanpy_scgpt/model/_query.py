@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from scanpy_scgpt._logging import get_logger
 
@@ -34,7 +34,7 @@ class QueryMixin:
         unfrozen: bool = False,  # noqa: FBT001, FBT002
         freeze_classifier: bool = True,  # noqa: FBT001, FBT002
         datamodule: LightningDataModule | None = None,
-    ) -> QueryMixin:
+    ) -> Self:
         """A model for query cells that starts from a trained one.
 
         Genes are matched by name, so neither order nor missing ones need attention. Batches that the model has not seen

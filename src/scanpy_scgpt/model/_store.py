@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from anndata import read_h5ad
@@ -151,7 +151,7 @@ class StoreMixin:
         backup_url: str | None = None,
         datamodule: LightningDataModule | None = None,
         allowed_classes_names_list: list[str] | None = None,
-    ) -> StoreMixin:
+    ) -> Self:
         """Read a model that :meth:`save` wrote.
 
         Parameters

@@ -120,7 +120,11 @@ def test_roll_up(split):
 
 @pytest.mark.parametrize(
     ("hierarchy", "text"),
-    [({"B": "A", "A": "B", "CD34+": "B"}, "is its own ancestor"), ({"x": "y"}, "names none of the labels")],
+    [
+        ({"B": "A", "A": "B", "CD34+": "B"}, "is its own ancestor"),
+        ({"x": "y"}, "names none of the labels"),
+        ({"CD34+": "stem", "Dendritc": "myeloid"}, "'Dendritc' is no label and no parent.*Did you mean 'Dendritic'"),
+    ],
 )
 def test_a_hierarchy_that_does_not_fit(split, annotated, hierarchy, text):
     with pytest.raises(ValueError, match=text):
@@ -175,6 +179,11 @@ def test_one_label_for_all_is_said(split, caplog):
     [
         ({"labels_key": None}, ValueError, r"labels_key: name the column of reference.obs.*bulk_labels"),
         ({"labels_key": "celltype"}, KeyError, "reference.obs has no column 'celltype'; did you mean 'cell_type'"),
+        ({"batch_key": "donr"}, KeyError, "reference.obs has no column 'donr'"),
+        ({"max_epochs": -1}, ValueError, "max_epochs=-1: a whole number, 0 for the network as it is"),
+        ({"key_added": "a/b"}, ValueError, "key_added='a/b': a name other than 'scgpt', without a slash"),
+        ({"key_added": "scgpt"}, ValueError, "key_added='scgpt': a name other than 'scgpt'"),
+        ({"hierarchy": [("B", "A")]}, TypeError, "hierarchy is a list. Map each label to its parent"),
         ({"target_error": 1.5}, ValueError, "target_error=1.5: a share between 0 and 1"),
         ({"validation_size": 0}, ValueError, "validation_size=0: a share between 0 and 0.4"),
     ],
@@ -191,6 +200,88 @@ def test_a_reference_with_one_label(split):
     reference.obs["cell_type"] = "B"
     with pytest.raises(ValueError, match=r"reference.obs\['cell_type'\] has one label, 'B'; at least two"):
         tl.annotate(split[1].copy(), reference, "cell_type", **FAST)
+
+
+def test_what_stands_for_no_label(split, caplog):
+    reference = split[0].copy()
+    labels = reference.obs["cell_type"].astype(object)
+    labels.iloc[:4] = ["", "nan", "None", " CD19+ B "]
+    reference.obs["cell_type"] = labels
+    query = split[1].copy()
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.annotate(query, reference, "cell_type", baselines=False, **FAST)
+    assert "3 cells of the reference have no label" in caplog.text
+    assert set(query.obs["scgpt_label"].cat.categories) == set(split[0].obs["cell_type"])
+
+
+def test_measurements_are_no_labels(split):
+    reference = split[0].copy()
+    reference.obs["score"] = np.linspace(0, 1, reference.n_obs)
+    with pytest.raises(ValueError, match=r"reference.obs\['score'\] holds measurements \(float64\), no labels"):
+        tl.annotate(split[1].copy(), reference, "score", **FAST)
+
+
+def test_whole_batches_are_left_out_or_it_is_said(split, caplog):
+    reference = split[0].copy()
+    reference.obs["donor"] = np.arange(reference.n_obs) % 4
+    found = tl.annotate(split[1], reference, "cell_type", batch_key="donor", baselines=False, copy=True, **FAST)
+    assert found.uns["scgpt"]["annotate"]["batch_key"] == "donor"
+    assert "batches cannot be left out" not in caplog.text
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.annotate(split[1].copy(), reference, "cell_type", batch_key="cell_type", baselines=False, **FAST)
+    assert "cells have a label that no other batch has, so batches cannot be left out" in caplog.text
+
+
+def test_a_former_roll_up_goes(split, annotated):
+    query = split[1].copy()
+    tl.annotate(query, annotated[1], hierarchy={"CD34+": "stem"}, min_genes=100)
+    assert "scgpt_label_rollup" in query.obs
+    tl.annotate(query, annotated[1], min_genes=100)
+    assert "scgpt_label_rollup" not in query.obs
+
+
+def test_names_of_genes_in_a_column(split, annotated):
+    query = split[1].copy()
+    query.var["gene_symbols"] = query.var_names
+    query.var_names = [f"gene{i}" for i in range(query.n_vars)]
+    tl.annotate(query, annotated[1], min_genes=100)
+    np.testing.assert_allclose(query.obsm["scgpt_label_prob"], annotated[0].obsm["scgpt_label_prob"], atol=1e-4)
+
+
+def test_an_error_that_cannot_be_reached_is_said(split, annotated, caplog):
+    query = split[1].copy()
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.annotate(query, annotated[1], target_error=0.001, min_genes=100)
+    assert query.obsm["scgpt_label_sets"].all()
+    assert "every label set holds every label: target_error=0.001 asks for more left-out cells" in caplog.text
+    assert not query.obs["scgpt_unknown"].all()
+
+
+def test_unknown_does_not_depend_on_the_error_of_the_sets(split, annotated):
+    flags = []
+    for error in (0.05, 0.5):
+        query = split[1].copy()
+        tl.annotate(query, annotated[1], target_error=error, min_genes=100)
+        flags.append(query.obs["scgpt_unknown"].to_numpy())
+    np.testing.assert_array_equal(*flags)
+
+
+def test_nothing_is_kept_of_the_query(split, annotated):
+    from scanpy_scgpt.model import SCGPTAnnotator
+
+    before = len(SCGPTAnnotator._setup_adata_manager_store)
+    tl.annotate(split[1].copy(), annotated[1], min_genes=100)
+    assert len(SCGPTAnnotator._setup_adata_manager_store) == before
+
+
+def test_other_folders_are_left_alone(split, annotated, tmp_path):
+    (tmp_path / "mine.csv").write_text("1,2")
+    with pytest.raises(FileExistsError, match="is there and holds no model, so nothing is put into it"):
+        tl.annotate(split[1].copy(), split[0], "cell_type", save=tmp_path, overwrite=True, baselines=False, **FAST)
+    with pytest.raises(FileExistsError, match="exists. Choose another folder, or pass overwrite=True"):
+        tl.annotate(split[1].copy(), split[0], "cell_type", save=annotated[1], **FAST)
+    with pytest.raises(ValueError, match="adata has no cells"):
+        tl.annotate(split[1][:0].copy(), annotated[1])
 
 
 def test_a_scaled_reference_names_the_line(split):

@@ -12,7 +12,8 @@ def test_slots_of_labels():
     assert default == LabelKeys() == LabelKeys.named("scgpt_label")
     assert (default.label, default.confidence, default.unknown) == ("scgpt_label", "scgpt_confidence", "scgpt_unknown")
     assert (default.prob, default.sets, default.uns) == ("scgpt_label_prob", "scgpt_label_sets", "annotate")
-    assert astuple(LabelKeys.named("x")) == ("x", "x_confidence", "x_unknown", "x_prob", "x_sets", "annotate_x")
+    parts = ("confidence", "unknown", "prob", "sets", "rollup")
+    assert astuple(LabelKeys.named("x")) == ("x", *(f"x_{part}" for part in parts), "annotate_x")
 
 
 def test_two_results_share_no_slot():

@@ -64,7 +64,7 @@ def test_it_learns_and_leaves_out_what_cannot_be_known():
 def test_one_fold_leaves_nothing():
     vectors, tokens, expression, labels = _cells(10)
     left = left_out(vectors, tokens, expression, labels, folds=np.zeros(10, int), n_bins=51, n_labels=3)
-    assert len(left.cells) == len(left.distances) == 0
+    assert len(left.cells) == len(left.members["network"]) == 0
 
 
 def test_distances():

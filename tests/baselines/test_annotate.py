@@ -19,11 +19,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from scanpy_scgpt import baselines, metrics
-from scanpy_scgpt._optional import is_installed
 
 OURS = ("majority", "logistic", "logistic_l1", "knn")
 KEY = "bulk_labels"
-needs_celltypist = pytest.mark.skipif(not is_installed("celltypist"), reason="needs the extra celltypist")
 
 
 @pytest.fixture
@@ -247,7 +245,6 @@ def check_celltypist(two):
     np.testing.assert_allclose(got.probabilities, expected, atol=1e-2)
 
 
-@needs_celltypist
 def test_celltypist(two):
     filters, handlers = len(warnings.filters), logging.getLogger().handlers[:]
     check_celltypist(two)

@@ -48,6 +48,8 @@ def test_the_rest_is_the_test_set():
     splitter = TokenDataSplitter(_cells(100), train_size=0.8)
     assert (splitter.n_train, splitter.n_val, len(splitter.test_idx)) == (80, 20, 0)
     assert TokenDataSplitter(_cells(100), validation_size=0.3).n_train == 70
+    whole = TokenDataSplitter(_cells(100), validation_size=0)
+    assert (whole.n_train, whole.n_val, len(whole.test_idx)) == (100, 0, 0)
 
 
 @pytest.mark.parametrize("shares", [(0, None), (1.2, None), (0.9, 0.2), (-1, None), (0.5, 1.0)])

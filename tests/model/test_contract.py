@@ -1091,3 +1091,11 @@ def test_the_annotator_says_what_it_knows(cells, make, caplog):
     assert len(model._calibration.scores) == 45
     model.calibrate(np.arange(15))
     assert "15 labelled cells are too few to calibrate on; the confidence is taken as it is" in caplog.text
+
+
+@each_class
+def test_a_query_is_not_trained_against_its_batches_alone(name, cells, make):
+    """With nothing but the adversary, all cells could go to one vector."""
+    reference = make(name, cells[:60].copy(), objectives=("cls", "dar"))
+    query = type(reference).load_query_data(cells[60:].copy(), reference)
+    assert query.module.objectives == ("gep", "gepc", "dar")

@@ -174,11 +174,6 @@ def test_a_parameter_needs_a_gradient_where_it_has_one(batch, n):
             assert parameter.requires_grad == (parameter.grad is not None), (objectives, name)
 
 
-def test_weights_of_classes_are_no_part_of_the_file():
-    module = _module(class_weights=torch.tensor([1.0, 2.0, 3.0]))
-    assert "class_weights" not in module.state_dict()
-
-
 def test_there_are_no_samples():
     with pytest.raises(NotImplementedError, match=r"scanpy_scgpt\.tl\.generate"):
         _module().sample()

@@ -120,7 +120,7 @@ class TokenDataSplitter(lp.LightningDataModule):
 
 
 def _shares(train_size: float | None, validation_size: float | None) -> tuple[float, float]:
-    train = 1 - (validation_size or 0.1) if train_size is None else float(train_size)
+    train = 1 - (0.1 if validation_size is None else validation_size) if train_size is None else float(train_size)
     validation = 1 - train if validation_size is None else float(validation_size)
     if not 0 < train <= 1 or not 0 <= validation < 1 or train + validation > 1 + 1e-9:
         msg = (

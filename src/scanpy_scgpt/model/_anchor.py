@@ -6,20 +6,17 @@ components and regression are linear, so together they are one number per gene a
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from scanpy_scgpt.tokenizer import Tokens
 
+from ._regression import fit_regression
+
 _N_GENES, _N_COMPONENTS = 2000, 50
-_MAX_ITER = 3000
-_UNSEEN = -30.0  # score of a label without a cell
 
 
 class Anchor(NamedTuple):
@@ -96,19 +93,10 @@ def fit_anchor(
     if allowed is not None:
         variance[np.setdiff1d(np.arange(n_ids), allowed)] = 0
     genes = np.sort(np.argsort(-variance, kind="stable")[: min(_N_GENES, int((variance > 0).sum()))])
-    present = np.unique(labels)
-    weight, bias = np.zeros((len(genes), n_labels)), np.full(n_labels, _UNSEEN)
-    if len(present) < 2 or not len(genes):  # noqa: PLR2004
-        bias[present] = 0.0
-        return Anchor(genes, weight.astype(np.float32), mean[genes].astype(np.float32), bias.astype(np.float32))
     x = bins[:, genes].toarray() - mean[genes].astype(np.float32)  # n_cells x 2,000 at most: components need it whole
-    pca = PCA(min(_N_COMPONENTS, *x.shape), svd_solver="auto", random_state=rng).fit(x)
-    model = LogisticRegression(C=1.0, max_iter=_MAX_ITER)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x @ pca.components_.T, labels)
-    coef, intercept = model.coef_, model.intercept_
-    if len(present) == 2:  # noqa: PLR2004 - two labels have one row of coefficients
-        coef, intercept = np.vstack([-coef / 2, coef / 2]), np.array([-intercept[0] / 2, intercept[0] / 2])
-    weight[:, present], bias[present] = pca.components_.T @ coef.T, intercept
-    return Anchor(genes, weight.astype(np.float32), mean[genes].astype(np.float32), bias.astype(np.float32))
+    components = np.zeros((0, len(genes)), dtype=np.float32)
+    if len(genes) and len(np.unique(labels)) > 1:
+        components = PCA(min(_N_COMPONENTS, *x.shape), svd_solver="auto", random_state=rng).fit(x).components_
+    weight, bias = fit_regression(x @ components.T, labels, n_labels=n_labels, strength=1.0)
+    numbers = (components.T @ weight.T, mean[genes], bias)
+    return Anchor(genes, *(x.astype(np.float32) for x in numbers))

@@ -16,7 +16,7 @@ from scanpy_scgpt.tokenizer import match_genes
 
 from ._anchor import Anchor, fit_anchor
 from ._assessment import Assessment
-from ._calibration import Calibration, calibrate
+from ._calibration import LEAST, Calibration, calibrate
 from ._count_batches import tokens_of
 from ._cross_fit import distances_to, folds_of, left_out, unit
 from ._gene_anchor import GeneAnchor, fit_gene_anchor
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 _KEPT = 20_000  # cells that the linear classifiers see, whose vectors are kept, and that are left out once
-_LEAST_HELD = 20  # labelled cells below which nothing is calibrated
 
 
 class SCGPTAnnotator(SCGPT):
@@ -60,6 +59,7 @@ class SCGPTAnnotator(SCGPT):
         As of :class:`SCGPT`.
     """
 
+    _remembers_start = True
     _default_objectives: tuple[Objective, ...] | None = ("cls",)
 
     def __init__(
@@ -181,7 +181,7 @@ class SCGPTAnnotator(SCGPT):
             distances = self._distances(self._vectors(cells, held))
         else:
             positions, (members, distances) = held, self._seen(cells, held)
-        if len(positions) < _LEAST_HELD:
+        if len(positions) < LEAST:
             logger.warning(
                 "annotate: %s labelled cells are too few to calibrate on; the confidence is taken as it is. Bring more "
                 "labelled cells.",

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
-_LEAST = 20  # cells below which weights are equal and the temperature is 1
+LEAST = 20  # cells below which weights are equal and the temperature is 1
 _TEMPERATURES = (0.2, 5.0)
 _PULL = 2.0  # towards equal weights: what a few cells say about them is mostly chance
 
@@ -92,7 +92,7 @@ def calibrate(members: Sequence[np.ndarray], labels: np.ndarray, distances: np.n
     """
     logarithms, rows, k = _logarithms(members), np.arange(len(labels)), len(members)
     weights, temperature = np.full(k, 1 / k), 1.0
-    if len(labels) >= _LEAST:
+    if len(labels) >= LEAST:
 
         def loss(x: np.ndarray) -> float:
             mean = _mean(logarithms, log_softmax(x[:k]))

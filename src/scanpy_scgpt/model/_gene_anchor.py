@@ -17,8 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
+from ._regression import UNSEEN
+
 _N_GENES, _TOTAL, _MAX_ITER = 2000, 1e4, 2000
-_UNSEEN = -30.0  # score of a label without a cell
 
 
 class GeneAnchor(NamedTuple):
@@ -103,9 +104,9 @@ def fit_gene_anchor(
     variance = np.asarray(values.power(2).mean(axis=0)).ravel() - mean**2
     chosen = np.sort(np.argsort(-variance, kind="stable")[: min(_N_GENES, int(genes.sum()))])
     present = np.unique(labels)
-    weight, bias = np.zeros((len(chosen), n_labels)), np.full(n_labels, _UNSEEN)
+    weight, bias = np.zeros((len(chosen), n_labels)), np.full(n_labels, UNSEEN)
     if len(present) < 2 or not len(chosen):  # noqa: PLR2004
-        bias[present] = -_UNSEEN
+        bias[present] = -UNSEEN
     else:
         fitted = _fitted(values[:, chosen], labels, rng=rng)
         coef = np.vstack([one.coef_ for one in fitted.estimators_])

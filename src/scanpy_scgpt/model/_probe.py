@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from scipy.special import log_softmax
+
+from ._regression import fit_regression
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # inverse of the penalty on standardised vectors
-_MAX_ITER = 2000
 
 
 class Probe(NamedTuple):
@@ -60,29 +58,15 @@ def fit_probe(
     """
     known, held = labels >= 0, np.isin(held_labels, np.unique(labels[labels >= 0]))
     mean, spread = vectors[known].mean(axis=0), vectors[known].std(axis=0) + 1e-6
-    x, y = (vectors[known] - mean) / spread, labels[known]
-    present = np.unique(y)
-    bias = np.full(n_labels, -30.0)
-    weight = np.zeros((n_labels, vectors.shape[1]))
-    if len(present) == 1:
-        bias[present] = 0.0
-        return Probe(weight.astype(np.float32), bias.astype(np.float32), _STRENGTHS[0])
-    best = None
+    x, held_x = (vectors[known] - mean) / spread, (held_vectors[held] - mean) / spread
     tried = (strength,) if strength is not None else _STRENGTHS if held.any() else (1.0,)
+    best: tuple[float, float, np.ndarray, np.ndarray] | None = None
     for one in tried:
-        model = LogisticRegression(C=one, max_iter=_MAX_ITER)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(x, y)
-        loss = np.inf
-        if held.any():
-            proba = model.predict_proba((held_vectors[held] - mean) / spread)
-            loss = log_loss(held_labels[held], proba, labels=present)
+        weight, bias = fit_regression(x, labels[known], n_labels=n_labels, strength=one)
+        scores = log_softmax(held_x @ weight.T + bias, axis=1)
+        loss = -scores[np.arange(len(scores)), held_labels[held]].mean() if held.any() else np.inf
         if best is None or loss < best[0]:
-            best = (loss, one, model)
-    _, chosen, model = best
-    coef, intercept = model.coef_, model.intercept_
-    if len(present) == 2:  # noqa: PLR2004 - two labels have one row of coefficients
-        coef, intercept = np.vstack([-coef / 2, coef / 2]), np.array([-intercept[0] / 2, intercept[0] / 2])
-    weight[present], bias[present] = coef / spread, intercept - (coef / spread) @ mean
-    return Probe(weight.astype(np.float32), bias.astype(np.float32), chosen)
+            best = loss, one, weight, bias
+    _, chosen, weight, bias = best
+    weight = weight / spread
+    return Probe(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), chosen)

@@ -71,7 +71,9 @@ class QueryMixin:
         known = reference.registry_
         setup_of(cls, known)(adata, source_registry=known, extend_categories=True, **known["setup_args"])
         labelled = not freeze_classifier and bool(state_of(known, "labels"))
-        objectives = tuple(x for x in reference.module.objectives if x != "cls" or labelled) or ("gep", "gepc")
+        objectives = tuple(x for x in reference.module.objectives if x != "cls" or labelled)
+        if set(objectives) <= {"dar"}:  # alone it could map all cells to one vector
+            objectives = ("gep", "gepc", *objectives)
         settings = {
             **_taken(cls, reference.init_params_["non_kwargs"]),
             "objectives": objectives,

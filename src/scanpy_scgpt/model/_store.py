@@ -83,12 +83,7 @@ class StoreMixin:
             msg = f"This {type(self).__name__} holds no cells: leave save_anndata out."
             raise ValueError(msg)
         folder = Path(dir_path).expanduser().resolve() / (prefix or "")
-        if folder.exists() and not overwrite:
-            msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace the model in it."
-            raise FileExistsError(msg)
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MODEL).is_file())):
-            msg = f"{folder} is there and holds no model, so nothing is put into it. Choose another folder."
-            raise FileExistsError(msg)
+        self.check_place(folder, overwrite=overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
@@ -117,6 +112,23 @@ class StoreMixin:
         sizes = {"n_labels": n_labels, "n_batch": n_batch, "n_vars": self.summary_stats.n_vars, "n_samples": 0}
         names = {"batch_labels": self.batches_, "label_keys": self.labels_}
         return SimpleNamespace(registry={"field_registries": none}, **sizes, **names)
+
+    @staticmethod
+    def check_place(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
+        """Whether :meth:`save` may write a folder; changes nothing.
+
+        Raises
+        ------
+        FileExistsError
+            When it exists and `overwrite` is not set, or it holds something else than a model.
+        """
+        folder = Path(folder).expanduser()
+        if folder.exists() and not overwrite:
+            msg = f"{folder} exists. Choose another folder, or pass overwrite=True to replace the model in it."
+            raise FileExistsError(msg)
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MODEL).is_file())):
+            msg = f"{folder} is there and holds no model, so nothing is put into it. Choose another folder."
+            raise FileExistsError(msg)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """What a class keeps besides weights and plain values."""

@@ -54,6 +54,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
     _keeps_expression = False
     _knows_start = True  # whether the checkpoint is that of the start: not of a model that was loaded
     _strength = 0.1  # inverse of the penalty of the regression that the head starts from
+    _remembers_start = False  # whether a calibration needs the vectors of the start
     _started: tuple[np.ndarray, np.ndarray] | None = None  # cells, and their vectors before the training
 
     def train(
@@ -207,7 +208,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             return None
         cells, labels = splitter.cells, splitter.cells.codes["labels"]
         train, held = (self._vectors(cells, positions) for positions in (splitter.train_idx, splitter.val_idx))
-        self._started = np.concatenate([splitter.train_idx, splitter.val_idx]), np.concatenate([train, held])
+        if self._remembers_start:
+            self._started = np.concatenate([splitter.train_idx, splitter.val_idx]), np.concatenate([train, held])
         of_train, of_held = labels[splitter.train_idx], labels[splitter.val_idx]
         probe = fit_probe(train, of_train, held, of_held, n_labels=len(self.labels_))
         self._strength = probe.strength

@@ -57,8 +57,6 @@ class FineTuneModule(BaseModuleClass):
         Threshold of `ecs`.
     weights
         Weights of the terms, in place of :data:`WEIGHTS`.
-    class_weights
-        Weight of each label in `cls`, shape `(n_labels,)`, or None.
     smoothing
         Label smoothing of `cls`.
     head_layers
@@ -76,7 +74,6 @@ class FineTuneModule(BaseModuleClass):
         mask_ratio: float = 0.4,
         ecs_threshold: float = 0.8,
         weights: Mapping[str, float] | None = None,
-        class_weights: Tensor | None = None,
         smoothing: float = 0.0,
         head_layers: int = 3,
     ) -> None:
@@ -92,7 +89,6 @@ class FineTuneModule(BaseModuleClass):
         )
         adversary = n_batch > 1 and "dar" in self.objectives
         self.adversary_head = AdversaryHead(d_model=config.d_model, n_batches=n_batch) if adversary else None
-        self.register_buffer("class_weights", class_weights, persistent=False)
         self._rest_unused()
 
     def _rest_unused(self) -> None:
@@ -169,7 +165,7 @@ class FineTuneModule(BaseModuleClass):
         if "cls" in self.objectives:
             labels = tensors["labels"].flatten()
             scores = generative_outputs["classes"]
-            terms["cls"] = classification(scores, labels, weights=self.class_weights, smoothing=self.smoothing)
+            terms["cls"] = classification(scores, labels, smoothing=self.smoothing)
         if "ecs" in self.objectives:
             terms["ecs"] = elastic_similarity(inference_outputs["cell"], threshold=self.ecs_threshold)
         if self.adversary_head is not None:

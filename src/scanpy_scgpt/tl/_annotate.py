@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -210,11 +209,10 @@ def _write(adata: AnnData, found: Assessment, keys: LabelKeys, unknown: np.ndarr
 
 def _check(adata: AnnData, *, save: Any, overwrite: bool, max_epochs: int, key_added: str) -> None:
     """What can be refused before anything is trained."""
-    if save is not None and Path(save).expanduser().exists() and not overwrite:
-        msg = (
-            f"save={os.fspath(save)!r} exists. Choose another folder, or pass overwrite=True to replace what is there."
-        )
-        raise FileExistsError(msg)
+    if save is not None:
+        from scanpy_scgpt.model import SCGPTAnnotator
+
+        SCGPTAnnotator.check_place(save, overwrite=overwrite)
     if not adata.n_obs:
         msg = "adata has no cells. Look at the filter that it comes out of."
         raise ValueError(msg)

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": {"tokenizer", "nn"},
     "module": {"nn", "objectives"},
     "models": {"disk", "io", "module", "tokenizer"},
-    "model": {"data", "disk", "io", "models", "module", "train", "tokenizer", "nn"},
+    "model": {"data", "disk", "io", "metrics", "models", "module", "train", "tokenizer", "nn"},
     "tl": {"baselines", "metrics", "model", "models", "neighbours", "io", "disk", "tokenizer"},
     "pretrain": {"models", "data", "datasets", "disk", "io", "module", "nn", "train", "tokenizer"},
 }
@@ -54,7 +54,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "scvi": {"data", "module", "train", "model", "baselines"},
     "anndata": {"get", "pp", "data", "disk", "model", "tl", "pl", "baselines", "pretrain", "cli"},
     "mudata": {"pp", "data", "model", "tl", "pl", "baselines", "pretrain", "cli"},
-    "scanpy": {"baselines", "cli", "tl"},
+    "scanpy": {"baselines", "cli", "model", "tl"},
     "matplotlib": {"pl", "cli"},
     "faiss": set(),  # by `require` alone
 }

@@ -3,11 +3,13 @@
 from ._annotate import annotation, macro_f1_interval, per_class, unknown_detection
 from ._calibration import calibration_error, prediction_sets, reliability
 from ._embed import Agreement, knn_agreement
+from ._mixing import batch_mixing, structure_kept
 from ._paired import paired_difference
 
 __all__ = [
     "Agreement",
     "annotation",
+    "batch_mixing",
     "calibration_error",
     "knn_agreement",
     "macro_f1_interval",
@@ -15,5 +17,6 @@ __all__ = [
     "per_class",
     "prediction_sets",
     "reliability",
+    "structure_kept",
     "unknown_detection",
 ]

@@ -14,6 +14,7 @@ from ._inference import Embedder
 
 if TYPE_CHECKING:
     from ._annotator import SCGPTAnnotator
+    from ._integrator import SCGPTIntegrator
     from ._scgpt import SCGPT
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Order",
     "Predicted",
     "SCGPTAnnotator",
+    "SCGPTIntegrator",
     "active_client",
     "choose_device",
     "embed_files",
@@ -45,5 +47,9 @@ def __getattr__(name: str) -> Any:
         from ._annotator import SCGPTAnnotator
 
         return SCGPTAnnotator
+    if name == "SCGPTIntegrator":
+        from ._integrator import SCGPTIntegrator
+
+        return SCGPTIntegrator
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

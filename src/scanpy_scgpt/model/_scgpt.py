@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,6 +94,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
 
     _module_cls = FineTuneModule
     _default_objectives: tuple[Objective, ...] | None = None
+    _of_module: Mapping[str, Any] = MappingProxyType({})  # settings of the network that a class adds
 
     def __init__(
         self,
@@ -150,6 +152,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
                 smoothing=smoothing,
                 head_layers=head_layers,
                 **counts,
+                **self._of_module,
             )
         self.load_report = fill(self.module, checkpoint)
         self._model_summary_string = (

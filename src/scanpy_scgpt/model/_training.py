@@ -147,7 +147,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             self._check_split(datamodule, early_stopping=early_stopping)
             if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
                 self.to_device("cuda")  # the vectors that the head starts from are made before the trainer is
-            start = self._start_head(datamodule)
+            start = self._start_value(datamodule)
         else:
             start = None
             plan["prepare"] = self._count_batches()
@@ -199,6 +199,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             **{name: value for name, value in given.items() if name not in _ARGUMENTS},
             "callbacks": list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks],
         }
+
+    def _start_value(self, splitter: TokenDataSplitter) -> float | None:
+        """What the best epoch must beat: the watched value of the network before it is trained, where it is known."""
+        return self._start_head(splitter)
 
     @torch.no_grad()
     def _start_head(self, splitter: TokenDataSplitter) -> float | None:

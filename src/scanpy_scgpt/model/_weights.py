@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from scanpy_scgpt.module.finetune import FineTuneModule
 
 _OPTIONAL = frozenset({"encoder.unknown"})
-_OF_THE_DATA = frozenset({"class_head", "adversary_head"})
+_OF_THE_DATA = frozenset({"class_head", "adversary_head", "batch_encoder", "domain_norm"})
+_TOLD = {"expression_head.network.0.weight": 1, "cell_to_gene_head.weight.weight": 0}
+"""Tensors that grow along an axis when a decoder is told the batch beside what it decodes."""
 
 
 def fill(module: FineTuneModule, checkpoint: Checkpoint, *, own: bool = False) -> LoadReport:
@@ -40,7 +43,8 @@ def fill(module: FineTuneModule, checkpoint: Checkpoint, *, own: bool = False) -
     for name, part in module.named_children():
         there = any(key.startswith(f"{name}.") for key in checkpoint.weights) and (own or name not in _OF_THE_DATA)
         if name == "transformer" or there:
-            report = load_component(part, checkpoint, name, optional=_OPTIONAL)
+            lacking = {key for key in part.state_dict() if key.startswith("nonzero.")}
+            report = load_component(part, _grown(checkpoint, module), name, optional=_OPTIONAL | lacking)
             loaded += report.loaded
             new += report.initialised
         else:
@@ -48,6 +52,22 @@ def fill(module: FineTuneModule, checkpoint: Checkpoint, *, own: bool = False) -
     parts = dict(module.named_children())
     unused = {key: "the model has no such part" for key in checkpoint.weights if key.split(".")[0] not in parts}
     return LoadReport(tuple(loaded), tuple(new), {**checkpoint.ignored, **unused})
+
+
+def _grown(checkpoint: Checkpoint, module: nn.Module) -> Checkpoint:
+    """The weights of decoders that are told nothing, for decoders that are: what they are told does nothing at first.
+
+    The original leaves such tensors random, and so loses its pretrained decoders.
+    """
+    state, weights = module.state_dict(), dict(checkpoint.weights)
+    for name, axis in _TOLD.items():
+        if name not in weights or name not in state:
+            continue
+        more = state[name].shape[axis] - weights[name].shape[axis]
+        if more > 0:
+            shape = [more if i == axis else n for i, n in enumerate(weights[name].shape)]
+            weights[name] = torch.cat([weights[name], weights[name].new_zeros(shape)], dim=axis)
+    return replace(checkpoint, weights=weights)
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:

@@ -139,11 +139,16 @@ class FineTuneModule(BaseModuleClass):
     @auto_move_data
     def generative(self, tokens: Tensor, cell: Tensor, gene_ids: Tensor) -> dict[str, Tensor | None]:
         """What each head makes of them: `values`, `from_cell` (batch, length), `classes`, `batches`."""
-        out: dict[str, Tensor | None] = dict.fromkeys(("values", "from_cell", "classes", "batches"))
+        out = self._of_cells(cell)
         if "gep" in self.objectives:
             out["values"] = self.expression_head(tokens).values
         if "gepc" in self.objectives:
             out["from_cell"] = self.cell_to_gene_head(cell, self.transformer.encoder.genes(gene_ids)).values
+        return out
+
+    def _of_cells(self, cell: Tensor) -> dict[str, Tensor | None]:
+        """What the heads of the whole cell make of its vector."""
+        out: dict[str, Tensor | None] = dict.fromkeys(("values", "from_cell", "classes", "batches"))
         if self.class_head is not None:
             out["classes"] = self.class_head(cell)
         if self.adversary_head is not None:

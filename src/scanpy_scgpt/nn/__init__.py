@@ -2,6 +2,7 @@
 
 from ._attention import SelfAttention, generative_attention
 from ._config import TransformerConfig
+from ._domains import CategoryEncoder, DomainNorm
 from ._embeddings import CategoryValueEncoder
 from ._heads import AdversaryHead, CellToGeneHead, ClassHead, Expression, ExpressionHead, ValueDistributionHead
 from ._layers import EncoderLayer, FeedForward
@@ -14,11 +15,13 @@ from ._transformer import CellTransformer, watch_nothing
 __all__ = [
     "POOLINGS",
     "AdversaryHead",
+    "CategoryEncoder",
     "CategoryValueEncoder",
     "CellPool",
     "CellToGeneHead",
     "CellTransformer",
     "ClassHead",
+    "DomainNorm",
     "EncoderLayer",
     "Expression",
     "ExpressionHead",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import lightning.pytorch as lp
 import torch
 from torch import Tensor
@@ -42,9 +44,10 @@ class KeepBest(lp.Callback):
 
     @staticmethod
     def _taken(pl_module: lp.LightningModule) -> dict[str, Tensor]:
-        trained = {name for name, p in pl_module.module.named_parameters() if p.requires_grad}
-        state = pl_module.module.state_dict()
-        return {name: state[name].detach().clone() for name in trained}
+        module, state = pl_module.module, pl_module.module.state_dict()
+        trained = {name for name, p in module.named_parameters() if p.requires_grad}
+        counted = {name for name, _ in module.named_buffers()} & set(state)
+        return {name: state[name].detach().clone() for name in trained | counted}
 
     def on_validation_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
         """Take the weights when the value is better than ever before."""
@@ -67,3 +70,22 @@ class KeepBest(lp.Callback):
         """Put back the best, or else the start: what failed may have left numbers that are none."""
         if self._weights or self._start:
             pl_module.module.load_state_dict(self._weights or self._start, strict=False)
+
+
+class Watch(lp.Callback):
+    """Measures something of the network after each validation, and logs it as `<name>_validation`.
+
+    Parameters
+    ----------
+    name
+        Of the value.
+    measure
+        Gives the value for the network as it is.
+    """
+
+    def __init__(self, name: str, measure: Callable[[], float]) -> None:
+        self.name, self.measure = name, measure
+
+    def on_validation_epoch_end(self, trainer: lp.Trainer, pl_module: lp.LightningModule) -> None:
+        """Measure; in every process, since all hold the same network."""
+        pl_module.log(f"{self.name}_validation", float(self.measure()), prog_bar=True, sync_dist=True)

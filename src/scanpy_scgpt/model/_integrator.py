@@ -1,0 +1,313 @@
+"""`SCGPTIntegrator`: one space for the cells of all batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi.train import merge_kwargs
+
+from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt.data import InOrder, LabelledCells, batch_loader
+from scanpy_scgpt.metrics import batch_mixing, structure_kept
+from scanpy_scgpt.module.integrate import IntegrationModule
+from scanpy_scgpt.train import Watch
+
+from ._blocks import fit_block
+from ._joint import Joint
+from ._latent import positions_of
+from ._scgpt import SCGPT
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scanpy_scgpt.data.splitter import TokenDataSplitter
+    from scanpy_scgpt.module.finetune import Objective
+
+logger = get_logger(__name__)
+NETWORK, EXPRESSION = "network", "expression"
+_FITTED = 50_000  # cells that components are fitted on
+_JUDGED = 4_000  # cells that the criterion looks at
+_MARGIN = 0.02  # by which mixing must gain more than structure loses
+_WATCHED = "integration"
+
+
+class SCGPTIntegrator(SCGPT):
+    """Lays batches over one another: a fine-tuned transformer beside principal components :cite:p:`Cui2024`.
+
+    Training hides genes and predicts them from tokens (`gep`) and from the cell vector (`gepc`), pulls similar cells
+    together (`ecs`) and sets the network against a classifier of batches (`dar`); decoders are told the batch, and
+    `domain_norm` normalises what enters by batch. An epoch counts as better when batches mix more and cells keep the
+    neighbours that they have inside their batch: no label is looked at, and the start is kept when training does harm.
+
+    The vector of a cell has two parts: principal components of its log-normalised expression, and those of the network's
+    vector with `network_weight`. Both are laid over one another batch by batch (Harmony's clusters,
+    :cite:p:`Korsunsky2019`, with fixed shifts) unless that costs more structure than it gains in mixing.
+
+    Parameters
+    ----------
+    adata
+        Cells that :meth:`SCGPT.setup_anndata` registered with `batch_key`.
+    registry
+        In place of `adata`.
+    network_weight
+        Length of the part of the network; that of expression is 1. 0 leaves the network out.
+    expression
+        False leaves the components of expression out.
+    correct
+        `True` and `False` in place of the criterion `None`.
+    n_top_genes, n_components
+        Highly variable genes (found batch by batch), and components of each part.
+    batch_vectors, domain_norm, explicit_zeros
+        Parts of the network, see :class:`~scanpy_scgpt.module.integrate.IntegrationModule`; zeros are predicted by
+        default when they are shown (`include_zeros`).
+    **settings
+        As of :class:`SCGPT`.
+    """
+
+    _module_cls = IntegrationModule
+    _keeps_expression = True
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        network_weight: float = 0.5,
+        expression: bool = True,
+        correct: bool | None = None,
+        n_top_genes: int = 1200,
+        n_components: int = 50,
+        batch_vectors: bool = True,
+        domain_norm: bool = False,
+        explicit_zeros: bool | None = None,
+        **settings: Any,
+    ) -> None:
+        _check(network_weight, expression=expression, n_top_genes=n_top_genes, n_components=n_components)
+        zeros = bool(settings.get("include_zeros")) if explicit_zeros is None else explicit_zeros
+        self._of_module = {"batch_vectors": batch_vectors, "domain_norm": domain_norm, "explicit_zeros": zeros}
+        super().__init__(adata, registry, **settings)
+        own = {
+            "network_weight": network_weight,
+            "expression": expression,
+            "correct": correct,
+            "n_top_genes": n_top_genes,
+            "n_components": n_components,
+        }
+        self.init_params_["non_kwargs"].update(**own, **self._of_module)
+        self.integration_ = own
+        self.measured_: dict[str, dict[str, float]] = {}
+        self.joint: Joint | None = None
+
+    def _usual_objectives(self) -> tuple[Objective, ...]:
+        first: tuple[Objective, ...] = ("gep", "gepc", "ecs")
+        return (*first, "dar") if len(self.batches_) > 1 else first
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """As :meth:`SCGPT.train`; then finds the joint space.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of :meth:`SCGPT.train`. By default 5 epochs at a rate of 1e-4, cells shown by at most 400 of their genes;
+            with `max_epochs=0` the network stays as it is. `early_stopping` and `keep_best` go by the label-free
+            criterion, on cells of `adata`.
+        """
+        epochs = args[0] if args else kwargs.pop("max_epochs", None)
+        kwargs["max_epochs"] = 5 if epochs is None else epochs
+        usual = {} if kwargs.get("lora_rank") else {"lr": 1e-4}
+        kwargs["plan_kwargs"] = {
+            **usual,
+            **merge_kwargs(kwargs.pop("plan_config", None), kwargs.get("plan_kwargs"), name="plan"),
+        }
+        if kwargs["max_epochs"] and self.integration_["network_weight"]:
+            if kwargs.get("datamodule") is None:
+                kwargs["datasplitter_kwargs"] = {"train_length": 400, **(kwargs.get("datasplitter_kwargs") or {})}
+                if len(self.batches_) > 1:
+                    kwargs = self._watched(kwargs)
+            super().train(*args[1:], **kwargs)
+        else:
+            self.is_trained_ = True
+            self.module.eval()
+        if self.adata is not None and self.joint is None:
+            self.fit_joint()
+
+    def _watched(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a training that is judged by the label-free criterion."""
+        cells = self._cells()
+        chosen = self._judged(cells)
+        before, codes = self._coordinates(cells, chosen), cells.codes["batch"][chosen]
+        reference = before.get(EXPRESSION, before[NETWORK])
+
+        def measure() -> float:
+            vectors = _unit(self._vectors(cells, chosen))
+            return batch_mixing(vectors, codes) + structure_kept(reference, vectors, codes)
+
+        self._start = measure()
+        watch = Watch(_WATCHED, measure)
+        given = kwargs.get("callbacks") or []
+        callbacks = [watch, *(given if isinstance(given, list | tuple) else [given])]
+        by = {"early_stopping_monitor": f"{_WATCHED}_validation", "early_stopping_mode": "max"}
+        return {**by, **kwargs, "callbacks": callbacks}
+
+    def _start_value(self, splitter: TokenDataSplitter) -> float | None:
+        return getattr(self, "_start", None) if "cls" not in self.module.objectives else super()._start_value(splitter)
+
+    def fit_joint(self) -> None:
+        """Find components, alignments, and whether aligning pays; from the cells of the model."""
+        cells, seed = self._cells(), self.rng_
+        codes = self._batches_of(cells)
+        fitted = _sample(len(cells), _FITTED, seed)
+        self.joint = self._new_joint(cells, fitted, codes)
+        coordinates = self._coordinates(cells, np.arange(len(cells)))
+        if len(np.unique(codes[codes >= 0])) > 1 and self.integration_["correct"] is not False:
+            self.joint.align({name: x[fitted] for name, x in coordinates.items()}, codes[fitted], rng=seed)
+        self.joint.corrected = self._pays(coordinates, codes)
+        self.joint.bridge(coordinates, codes)
+
+    def _new_joint(self, cells: LabelledCells, fitted: np.ndarray, codes: np.ndarray) -> Joint:
+        """Components of every block."""
+        given, joint = self.integration_, Joint({}, {})
+        settings = {"n_components": given["n_components"], "rng": self.rng_}
+        if given["expression"]:
+            joint.blocks[EXPRESSION] = fit_block(
+                cells.expression[fitted], "counts", batches=codes[fitted], n_top=given["n_top_genes"], **settings
+            )
+            joint.weights[EXPRESSION] = 1.0
+        if given["network_weight"]:
+            joint.blocks[NETWORK] = fit_block(self._vectors(cells, fitted), "vectors", **settings)
+            joint.weights[NETWORK] = given["network_weight"]
+        return joint
+
+    def _coordinates(self, cells: LabelledCells, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Coordinates of cells in every block, float32, shape `(n, n_dims)`; NaN where a cell has nothing of it."""
+        joint = self.joint or self._new_joint(cells, _sample(len(cells), _FITTED, self.rng_), self._batches_of(cells))
+        out = {}
+        for name, block in joint.blocks.items():
+            if block.kind == "vectors":
+                out[name] = block.project(self._vectors(cells, positions))
+            else:
+                out[name] = block.project(cells.expression[positions], cells.measured)
+        return out
+
+    @staticmethod
+    def _batches_of(cells: LabelledCells) -> np.ndarray:
+        """Code of the batch of each cell; one for all where no batches were registered."""
+        return np.asarray(cells.codes.get("batch", np.zeros(len(cells), dtype=np.int64)))
+
+    def _judged(self, cells: LabelledCells) -> np.ndarray:
+        return _sample(len(cells), _JUDGED, self.rng_)
+
+    def _pays(self, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> bool:
+        """Whether aligning mixes batches by more than it costs neighbours; keeps the figures."""
+        asked = self.integration_["correct"]
+        if not any(alignment is not None for alignment in self.joint.alignments.values()):
+            return False
+        chosen = _sample(len(codes), _JUDGED, self.rng_)
+        some = {name: x[chosen] for name, x in coordinates.items()}
+        start = self.joint.joined(some, codes[chosen], corrected=False)
+        self.measured_ = {}
+        for name, corrected in (("uncorrected", False), ("corrected", True)):
+            vectors = self.joint.joined(some, codes[chosen], corrected=corrected)
+            mixing, kept = batch_mixing(vectors, codes[chosen]), structure_kept(start, vectors, codes[chosen])
+            self.measured_[name] = {"mixing": float(mixing), "kept": float(kept)}
+        gain = sum(self.measured_["corrected"].values()) - sum(self.measured_["uncorrected"].values())
+        return gain > _MARGIN if asked is None else bool(asked)
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        part: str = "joint",
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Vectors of cells in the joint space.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`SCGPT.get_latent_representation`.
+        part
+            `"joint"`, or `"network"`: what the network alone gives, not corrected.
+        **kwargs
+            Of :meth:`SCGPT.get_latent_representation`, for the part of the network.
+
+        Returns
+        -------
+        Array of float32, shape `(n_cells, n_dims)`: `n_components` of expression, then `n_components` of the network.
+        """
+        if part == NETWORK or kwargs.get("dataloader") is not None or self.joint is None:
+            return super().get_latent_representation(adata, indices, batch_size, **kwargs)
+        cells = self._cells(adata)
+        positions = positions_of(cells, indices)
+        codes = self._batches_of(cells)
+        every = self._coordinates(cells, np.arange(len(cells)) if self._has_new(codes) else positions)
+        if self._has_new(codes):
+            self.joint.learn(every, codes)
+            every = {name: x[positions] for name, x in every.items()}
+        return self.joint.joined(every, codes[positions])
+
+    def _has_new(self, codes: np.ndarray) -> bool:
+        """Whether a batch has no shifts yet."""
+        if not self.joint.corrected:
+            return False
+        known = [x.shifts.any(axis=(1, 2)) for x in self.joint.alignments.values() if x is not None]
+        present = np.unique(codes[codes >= 0])
+        return any(int(present.max(initial=-1)) >= len(some) or not some[present].all() for some in known)
+
+    def _vectors(
+        self, cells: LabelledCells, positions: np.ndarray, *, batch_size: int | None = None, start: bool = False
+    ) -> np.ndarray:
+        """As in the base class; with domain norms through the network itself, which is told the batches."""
+        norm = self.module.domain_norm
+        if start or norm is None or not bool(norm.seen.any()):
+            return super()._vectors(cells, positions, batch_size=batch_size, start=start)
+        training = self.module.training
+        self.module.eval()
+        order = np.argsort(cells.tokens.lengths_of(positions), kind="stable")
+        vectors = None
+        with torch.inference_mode():
+            done = 0
+            for batch in batch_loader(cells, InOrder(positions[order], batch_size=batch_size or 64)):
+                given = {**self.module._get_inference_input(batch), "hidden": None}
+                found = self.module.inference(**given)["cell"].float().cpu().numpy()
+                vectors = np.empty((len(positions), found.shape[1]), dtype=np.float32) if vectors is None else vectors
+                vectors[order[done : done + len(found)]] = found
+                done += len(found)
+        self.module.train(training)
+        return vectors
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {**super()._arrays(), **({} if self.joint is None else self.joint.arrays())}
+
+    def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        super()._set_arrays(arrays)
+        self.joint = Joint.from_arrays(arrays)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def _sample(n: int, most: int, seed: int) -> np.ndarray:
+    """Positions of at most so many cells, sorted."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng([seed, 12]).choice(n, most, replace=False))
+
+
+def _check(network_weight: float, *, expression: bool, n_top_genes: int, n_components: int) -> None:
+    if not isinstance(network_weight, int | float) or not 0 <= network_weight < np.inf:
+        msg = f"network_weight={network_weight!r}: a number from 0, such as 0.5."
+        raise ValueError(msg)
+    if not expression and not network_weight:
+        msg = "expression=False and network_weight=0 leave nothing of a cell. Keep one of the two."
+        raise ValueError(msg)
+    for name, value in (("n_top_genes", n_top_genes), ("n_components", n_components)):
+        if not isinstance(value, int) or value < 1:
+            msg = f"{name}={value!r}: a whole number from 1, such as {1200 if name == 'n_top_genes' else 50}."
+            raise ValueError(msg)

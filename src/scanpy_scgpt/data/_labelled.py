@@ -35,9 +35,13 @@ class LabelledCells:
     cls_value, pad_value
         Values of the special tokens.
     measured
-        Vocabulary ids of the genes that the cells could express, int, or None where that is not known.
+        Vocabulary ids of the genes that the cells could express (with `expression` also the columns of the others),
+        int, or None where that is not known.
     expression
-        Counts, or a multiple of them, by vocabulary id: CSR float32, shape `(n_cells, n_ids)`; None where nobody asked.
+        Counts, or a multiple of them, by vocabulary id, then of the other genes: CSR float32, shape `(n_cells,
+        n_ids + n_others)`; None where nobody asked.
+    others
+        Names of the genes outside the vocabulary that `expression` has.
     """
 
     tokens: Tokens
@@ -48,6 +52,7 @@ class LabelledCells:
     pad_value: float = -2.0
     measured: np.ndarray | None = None
     expression: sparse.csr_matrix | None = None
+    others: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -81,7 +81,7 @@ class SCGPTIntegrator(SCGPT):
         n_top_genes: int = 1200,
         n_components: int = 50,
         batch_vectors: bool = True,
-        domain_norm: bool = False,
+        domain_norm: bool = True,
         explicit_zeros: bool | None = None,
         **settings: Any,
     ) -> None:
@@ -100,6 +100,16 @@ class SCGPTIntegrator(SCGPT):
         self.integration_ = own
         self.measured_: dict[str, dict[str, float]] = {}
         self.joint: Joint | None = None
+        self.other_genes_: list[str] | None = None
+
+    def _cells(self, adata: AnnData | None = None) -> LabelledCells:
+        """As in the base class; genes outside the vocabulary count in the components of expression."""
+        if self.other_genes_ is None and adata is not None and self.adata is not None:
+            self._cells()  # the cells of the model say which genes there are
+        cells = super()._cells(adata)
+        if self.other_genes_ is None:
+            self.other_genes_ = list(cells.others)
+        return cells
 
     def _usual_objectives(self) -> tuple[Objective, ...]:
         first: tuple[Objective, ...] = ("gep", "gepc", "ecs")

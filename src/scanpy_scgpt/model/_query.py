@@ -87,7 +87,7 @@ class QueryMixin:
         model.module.eval()
         model._set_arrays(reference._arrays())
         model._knows_start = False
-        for name in ("shares_", "facts_"):
+        for name in ("shares_", "facts_", "other_genes_"):
             if hasattr(reference, name):
                 setattr(model, name, getattr(reference, name))
         model.is_trained_, model.names_labels_ = reference.is_trained_, reference.names_labels_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ def tokenized(
     panel: np.ndarray | None,
     max_length: int,
     expression: bool = False,
+    others: Sequence[str] | None = (),
 ) -> LabelledCells:
     """Tokens and codes of all cells of a data manager.
 
@@ -50,6 +52,8 @@ def tokenized(
         Longest sequence with `<cls>`.
     expression
         Keep the counts too, 8 bytes for each that is not zero.
+    others
+        Genes outside the vocabulary whose counts are kept as well, in columns after it; None for all that there are.
 
     Raises
     ------
@@ -77,13 +81,29 @@ def tokenized(
         if isinstance(category, CategoryField) and not category.is_empty:
             codes[category.registry_key] = part_of(manager.adata, field).obs[category.attr_key].to_numpy()
     vocab, measured = checkpoint.vocab, np.unique(made.match.ids[made.match.ids >= 0])
-    cls_value, counts = checkpoint.tokenizer.cls_value, _expression(made, len(vocab)) if expression else None
-    return LabelledCells(tokens, codes, vocab.pad_id, vocab.cls_id, cls_value, measured=measured, expression=counts)
+    special = (vocab.pad_id, vocab.cls_id, checkpoint.tokenizer.cls_value)
+    if not expression:
+        return LabelledCells(tokens, codes, *special, measured=measured)
+    ids, others = _with_others(made, len(vocab), others)
+    counts = _expression(made, ids, len(vocab) + len(others))
+    measured = np.unique(ids[ids >= 0])
+    return LabelledCells(tokens, codes, *special, measured=measured, expression=counts, others=others)
 
 
-def _expression(cells: CellTokens, n_ids: int) -> sparse.csr_matrix:
-    """Counts by vocabulary id, CSR float32; values that are logarithms are brought back to a multiple of counts."""
-    ids, logged = cells.match.ids, cells.source.kind() == "log-normalised values"
+def _with_others(cells: CellTokens, n_ids: int, others: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Ids of the genes, those outside the vocabulary numbered on after it, and the names of these."""
+    ids = np.array(cells.match.ids)
+    names = cells.source.var.index.astype(str)
+    unknown = np.flatnonzero(ids < 0)
+    others = tuple(dict.fromkeys(names[unknown])) if others is None else tuple(others)
+    place = {name: n_ids + i for i, name in enumerate(others)}
+    ids[unknown] = [place.get(name, -1) for name in names[unknown]]
+    return ids, others
+
+
+def _expression(cells: CellTokens, ids: np.ndarray, n_ids: int) -> sparse.csr_matrix:
+    """Counts by id, CSR float32; values that are logarithms are brought back to a multiple of counts."""
+    logged = cells.source.kind() == "log-normalised values"
     known = np.flatnonzero(ids >= 0)
     ones = np.ones(len(known), dtype=np.float32)
     into = sparse.csr_matrix((ones, (known, ids[known])), shape=(len(ids), n_ids))

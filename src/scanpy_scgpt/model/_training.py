@@ -52,6 +52,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
     _data_splitter_cls = TokenDataSplitter
     _training_plan_cls = FineTuningPlan
     _keeps_expression = False
+    other_genes_: Sequence[str] | None = ()  # genes outside the vocabulary whose counts are kept too
     _knows_start = True  # whether the checkpoint is that of the start: not of a model that was loaded
     _strength = 0.1  # inverse of the penalty of the regression that the head starts from
     _remembers_start = False  # whether a calibration needs the vectors of the start
@@ -270,7 +271,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             self.panel_ = self._panel(self.adata_manager)
         panel = None if self.panel_ is None else np.asarray(self.panel_)
         settings = {"min_genes": self.min_genes_, "panel": panel, "max_length": self.max_length_}
-        cells = tokenized(manager, self._checkpoint, **settings, expression=self._keeps_expression)
+        kept = {"expression": self._keeps_expression, "others": self.other_genes_}
+        cells = tokenized(manager, self._checkpoint, **settings, **kept)
         if own:
             self._tokens = {manager.id: cells}
         return cells

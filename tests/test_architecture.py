@@ -49,7 +49,7 @@ RANK_0, FACE = "_", "__init__"  # files under the package: its parts, and its `_
 # Package of others -> folders that may import it. Imports for type checkers alone are free.
 THIRD_PARTY: dict[str, set[str]] = {
     "torch": {"nn", "objectives", "data", "module", "train", "io", "model", "pretrain"},
-    "lightning": {"data", "train", "pretrain"},
+    "lightning": {"baselines", "data", "train", "pretrain"},
     "pytorch_lightning": set(),
     "scvi": {"data", "module", "train", "model", "baselines"},
     "anndata": {"get", "pp", "data", "disk", "model", "tl", "pl", "baselines", "pretrain", "cli"},

@@ -34,6 +34,19 @@ class EmbedKeys:
 
 
 @dataclass(frozen=True)
+class IntegrateKeys:
+    """Slots of `tl.integrate`."""
+
+    obsm: str = "X_scgpt_integrated"
+    uns: str = "integrate"
+
+    @classmethod
+    def named(cls, key_added: str | None) -> IntegrateKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        return cls() if key_added is None else cls(obsm=key_added, uns=f"integrate_{key_added}")
+
+
+@dataclass(frozen=True)
 class LabelKeys:
     """Slots of `tl.annotate`: `label`, `confidence`, `unknown`, `rollup` in `.obs`, `prob`, `sets` in `.obsm`."""
 

@@ -2,5 +2,6 @@
 
 from ._annotate import Prediction, annotate
 from ._embed import embed_pca
+from ._integrate import Integration, integrate
 
-__all__ = ["Prediction", "annotate", "embed_pca"]
+__all__ = ["Integration", "Prediction", "annotate", "embed_pca", "integrate"]

@@ -1,4 +1,4 @@
-"""Label-free measures of an integration: do batches mix, and do cells keep their neighbours?"""
+"""Label-free measures of an integration: whether batches mix, and whether cells keep their neighbours."""
 
 from __future__ import annotations
 

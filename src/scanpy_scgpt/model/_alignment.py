@@ -2,8 +2,8 @@
 
 Harmony :cite:p:`Korsunsky2019` gives soft clusters in which all batches take part. What it moves a cell by depends on
 all other cells; here each cluster keeps one shift per batch (ridge regression in the cluster, as in Harmony's last
-step), and a cell is moved by the shifts of the clusters that it belongs to. So a cell gets the same coordinates whatever
-it is sent with, and a new batch needs its own shifts alone.
+step), and a cell is moved by the shifts of the clusters that it belongs to. So a cell gets the same coordinates
+whatever it is sent with, and a new batch needs its own shifts alone.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ def _prepared(x: np.ndarray | sparse.csr_matrix, kind: Kind) -> np.ndarray | spa
         logged = x.log1p().toarray()
         return logged - logged.mean(axis=1, keepdims=True)
     total = np.asarray(x.sum(axis=1), dtype=np.float32).ravel()
-    scaled = sparse.diags((_TOTAL / np.maximum(total, np.finfo(np.float32).tiny)).astype(np.float32)) @ x
-    return sparse.csr_matrix(scaled).log1p()
+    factor = np.divide(_TOTAL, total, out=np.zeros_like(total), where=total > 0)
+    return sparse.csr_matrix(sparse.diags(factor) @ x).log1p()
 
 
 def _variable(values: sparse.csr_matrix, batches: np.ndarray | None, n: int) -> np.ndarray:

@@ -42,8 +42,8 @@ class SCGPTIntegrator(SCGPT):
     `domain_norm` normalises what enters by batch. An epoch counts as better when batches mix more and cells keep the
     neighbours that they have inside their batch: no label is looked at, and the start is kept when training does harm.
 
-    The vector of a cell has two parts: principal components of its log-normalised expression, and those of the network's
-    vector with `network_weight`. Both are laid over one another batch by batch (Harmony's clusters,
+    The vector of a cell has two parts: principal components of its log-normalised expression, and those of the
+    network's vector with `network_weight`. Both are laid over one another batch by batch (Harmony's clusters,
     :cite:p:`Korsunsky2019`, with fixed shifts) unless that costs more structure than it gains in mixing.
 
     Parameters
@@ -99,8 +99,14 @@ class SCGPTIntegrator(SCGPT):
         self.init_params_["non_kwargs"].update(**own, **self._of_module)
         self.integration_ = own
         self.measured_: dict[str, dict[str, float]] = {}
+        self.start_: float | None = None
         self.joint: Joint | None = None
         self.other_genes_: list[str] | None = None
+
+    @property
+    def model_name(self) -> str:
+        """Name of the checkpoint that it started from."""
+        return self._checkpoint.label
 
     def _cells(self, adata: AnnData | None = None) -> LabelledCells:
         """As in the base class; genes outside the vocabulary count in the components of expression."""
@@ -147,7 +153,7 @@ class SCGPTIntegrator(SCGPT):
     def _watched(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Settings of a training that is judged by the label-free criterion."""
         cells = self._cells()
-        chosen = self._judged(cells)
+        chosen = _sample(len(cells), _JUDGED // 2, self.rng_)
         before, codes = self._coordinates(cells, chosen), cells.codes["batch"][chosen]
         reference = before.get(EXPRESSION, before[NETWORK])
 
@@ -155,7 +161,7 @@ class SCGPTIntegrator(SCGPT):
             vectors = _unit(self._vectors(cells, chosen))
             return batch_mixing(vectors, codes) + structure_kept(reference, vectors, codes)
 
-        self._start = measure()
+        self.start_ = measure()
         watch = Watch(_WATCHED, measure)
         given = kwargs.get("callbacks") or []
         callbacks = [watch, *(given if isinstance(given, list | tuple) else [given])]
@@ -163,7 +169,7 @@ class SCGPTIntegrator(SCGPT):
         return {**by, **kwargs, "callbacks": callbacks}
 
     def _start_value(self, splitter: TokenDataSplitter) -> float | None:
-        return getattr(self, "_start", None) if "cls" not in self.module.objectives else super()._start_value(splitter)
+        return self.start_ if "cls" not in self.module.objectives else super()._start_value(splitter)
 
     def fit_joint(self) -> None:
         """Find components, alignments, and whether aligning pays; from the cells of the model."""
@@ -206,9 +212,6 @@ class SCGPTIntegrator(SCGPT):
     def _batches_of(cells: LabelledCells) -> np.ndarray:
         """Code of the batch of each cell; one for all where no batches were registered."""
         return np.asarray(cells.codes.get("batch", np.zeros(len(cells), dtype=np.int64)))
-
-    def _judged(self, cells: LabelledCells) -> np.ndarray:
-        return _sample(len(cells), _JUDGED, self.rng_)
 
     def _pays(self, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> bool:
         """Whether aligning mixes batches by more than it costs neighbours; keeps the figures."""

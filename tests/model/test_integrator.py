@@ -1,0 +1,153 @@
+"""`SCGPTIntegrator`: what is kept, what is judged, and that batches meet."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from scanpy_scgpt.metrics import batch_mixing
+from scanpy_scgpt.model import SCGPTIntegrator
+from scanpy_scgpt.model._integrator import EXPRESSION, NETWORK
+
+FAST = {"accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def stimulated(data_dir):
+    """240 blood cells, half of them stimulated: the stimulation is the batch effect."""
+    adata = ad.read_h5ad(data_dir / "pbmc_ifnb_kang2018_2k.h5ad")
+    return adata[np.random.default_rng(0).permutation(adata.n_obs)[:240]].copy()
+
+
+@pytest.fixture(scope="module")
+def fitted(stimulated):
+    adata = stimulated.copy()
+    SCGPTIntegrator.setup_anndata(adata, batch_key="condition")
+    model = SCGPTIntegrator(adata, n_components=20, max_length=100)
+    model.train(max_epochs=1, train_size=0.5, **FAST)
+    return model
+
+
+def test_batches_meet(fitted, stimulated):
+    batches = stimulated.obs["condition"].astype(str)
+    vectors = fitted.get_latent_representation()
+    assert vectors.shape == (240, 40)
+    assert vectors.dtype == np.float32
+    assert fitted.joint.corrected
+    plain = fitted.joint.joined(
+        fitted._coordinates(fitted._cells(), np.arange(240)), fitted._cells().codes["batch"], corrected=False
+    )
+    assert batch_mixing(plain, batches) < 0.5
+    assert batch_mixing(vectors, batches) > 0.8
+    kept = fitted.measured_["corrected"]["kept"]
+    assert kept > 0.7
+
+
+def test_the_epochs_are_judged_without_labels(fitted):
+    watched = fitted.history_["integration_validation"].iloc[:, 0]
+    assert len(watched) == 1
+    assert fitted.start_ == pytest.approx(watched.iloc[0], abs=1)
+    assert {"gep_validation", "gepc_validation", "ecs_validation", "dar_validation"} <= set(fitted.history_)
+
+
+def test_the_part_of_the_network_alone(fitted):
+    network = fitted.get_latent_representation(part="network")
+    assert network.shape == (240, fitted.module.transformer.config.d_model)
+    np.testing.assert_allclose(np.linalg.norm(network, axis=1), 1, atol=1e-5)
+
+
+def test_the_same_cell_gets_the_same_vector(fitted, stimulated):
+    whole = fitted.get_latent_representation()
+    other = stimulated[::-3].copy()
+    np.testing.assert_allclose(fitted.get_latent_representation(other), whole[::-3], atol=2e-5)
+    np.testing.assert_allclose(fitted.get_latent_representation(indices=[5, 2]), whole[[5, 2]], atol=2e-5)
+
+
+def test_genes_in_another_order_and_outside_the_vocabulary(fitted, stimulated):
+    assert fitted.other_genes_
+    assert not set(fitted.other_genes_) & set(fitted._checkpoint.vocab.genes)
+    genes = np.random.default_rng(1).permutation(stimulated.n_vars)
+    found = fitted.get_latent_representation(stimulated[:, genes].copy())
+    np.testing.assert_allclose(found, fitted.get_latent_representation(), atol=2e-5)
+
+
+def test_it_can_be_saved(fitted, stimulated, tmp_path):
+    fitted.save(tmp_path / "model")
+    back = SCGPTIntegrator.load(tmp_path / "model", stimulated.copy())
+    np.testing.assert_allclose(back.get_latent_representation(), fitted.get_latent_representation(), atol=1e-5)
+    assert back.joint.corrected
+    assert back.measured_ == fitted.measured_
+    assert bool(back.module.domain_norm.seen.any()) == bool(fitted.module.domain_norm.seen.any())
+
+
+def test_a_query_of_a_new_batch_comes_to_the_others(data_dir, tmp_path):
+    adata = ad.read_h5ad(data_dir / "pbmc_ifnb_kang2018_2k.h5ad")[::4].copy()
+    first, second = adata[adata.obs["condition"] == "ctrl"].copy(), adata[adata.obs["condition"] != "ctrl"].copy()
+    first.obs["half"] = np.where(np.arange(first.n_obs) % 2, "a", "b")
+    second.obs["half"] = "new"
+    SCGPTIntegrator.setup_anndata(first, batch_key="half")
+    model = SCGPTIntegrator(first, correct=True, n_components=20, max_length=100)
+    model.train(max_epochs=0)
+    model.save(tmp_path / "model")
+    reference = model.get_latent_representation()
+    mapped = SCGPTIntegrator.load_query_data(second, str(tmp_path / "model"), accelerator="cpu")
+    vectors = mapped.get_latent_representation()
+    of = np.repeat(["old", "new"], [first.n_obs, second.n_obs])
+    apart = np.concatenate([reference, model.get_latent_representation(second.copy())])
+    assert batch_mixing(np.concatenate([reference, vectors]), of) > batch_mixing(apart, of) + 0.05
+    again = mapped.get_latent_representation(indices=np.arange(10))
+    np.testing.assert_allclose(again, vectors[:10], atol=1e-5)
+
+
+def test_a_correction_that_does_not_pay_is_not_made(stimulated):
+    adata = stimulated[stimulated.obs["condition"] == "ctrl"].copy()
+    adata.obs["half"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")  # no batch effect at all
+    SCGPTIntegrator.setup_anndata(adata, batch_key="half")
+    model = SCGPTIntegrator(adata, n_components=20, max_length=100)
+    model.train(max_epochs=0)
+    assert not model.joint.corrected
+    assert model.measured_["uncorrected"]["mixing"] > 0.95
+    forced = SCGPTIntegrator(adata, n_components=20, max_length=100, correct=True)
+    forced.train(max_epochs=0)
+    assert forced.joint.corrected
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [({"network_weight": 0}, [EXPRESSION]), ({"expression": False}, [NETWORK]), ({}, [EXPRESSION, NETWORK])],
+)
+def test_either_part_can_be_left_out(stimulated, settings, parts):
+    adata = stimulated[:200].copy()
+    SCGPTIntegrator.setup_anndata(adata, batch_key="condition")
+    model = SCGPTIntegrator(adata, n_components=10, max_length=100, **settings)
+    model.train(max_epochs=0)
+    assert list(model.joint.blocks) == parts
+    assert model.get_latent_representation().shape == (200, 10 * len(parts))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"network_weight": -1}, "network_weight=-1: a number from 0"),
+        ({"network_weight": 0, "expression": False}, "leave nothing of a cell"),
+        ({"n_components": 0}, "n_components=0: a whole number from 1"),
+        ({"n_top_genes": 1.5}, "n_top_genes=1.5: a whole number from 1"),
+    ],
+)
+def test_what_is_refused(stimulated, settings, text):
+    adata = stimulated[:50].copy()
+    SCGPTIntegrator.setup_anndata(adata, batch_key="condition")
+    with pytest.raises(ValueError, match=text):
+        SCGPTIntegrator(adata, **settings)
+
+
+def test_the_decoders_start_from_the_pretrained_ones(stimulated):
+    adata = stimulated[:50].copy()
+    SCGPTIntegrator.setup_anndata(adata, batch_key="condition")
+    model = SCGPTIntegrator(adata)
+    d = model.module.transformer.config.d_model
+    kept = model._checkpoint.weights["expression_head.network.0.weight"]
+    now = model.module.expression_head.network[0].weight.detach()
+    np.testing.assert_array_equal(now[:, :d], kept)
+    assert not now[:, d:].any()

@@ -1,0 +1,109 @@
+"""Batches in one space: what is written, what is said, what is refused."""
+
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from scanpy_scgpt import metrics, tl
+
+FAST = {"max_epochs": 0, "device": "cpu", "n_components": 10}
+
+
+@pytest.fixture(scope="module")
+def cells(data_dir):
+    adata = ad.read_h5ad(data_dir / "pbmc_ifnb_kang2018_2k.h5ad")
+    return adata[np.random.default_rng(0).permutation(adata.n_obs)[:240]].copy()
+
+
+def test_what_is_written(cells, caplog):
+    adata = cells.copy()
+    before = {"obs": adata.obs.copy(), "var": adata.var.copy(), "X": adata.X.copy()}
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        assert tl.integrate(adata, "condition", **FAST) is None
+    assert set(adata.obsm) == {"X_scgpt_integrated"}
+    assert adata.obsm["X_scgpt_integrated"].shape == (240, 20)
+    assert adata.obsm["X_scgpt_integrated"].dtype == np.float32
+    assert adata.obs.equals(before["obs"])
+    assert adata.var.equals(before["var"])
+    assert (before["X"] != adata.X).nnz == 0
+    record = adata.uns["scgpt"]["integrate"]
+    assert record["batches"] == ["ctrl", "stim"]
+    assert record["corrected"]
+    mixing = metrics.batch_mixing(adata.obsm["X_scgpt_integrated"], adata.obs["condition"])
+    assert record["measured"]["corrected"]["mixing"] == pytest.approx(mixing, abs=0.05)
+    assert "correction kept: mixing" in caplog.text
+    assert "240 cells · 2 batches" in caplog.text
+
+
+def test_it_repeats_and_survives_a_file(cells, tmp_path):
+    first = tl.integrate(cells, "condition", copy=True, **FAST)
+    assert "X_scgpt_integrated" not in cells.obsm
+    first.write_h5ad(tmp_path / "cells.h5ad")
+    back = ad.read_h5ad(tmp_path / "cells.h5ad")
+    kept = back.obsm["X_scgpt_integrated"].copy()
+    tl.integrate(back, "condition", **FAST)
+    np.testing.assert_allclose(back.obsm["X_scgpt_integrated"], kept, atol=1e-6)
+
+
+def test_cells_to_come_go_into_the_space_of_a_saved_integrator(cells, tmp_path, caplog):
+    adata = cells[:100].copy()
+    tl.integrate(adata, "condition", save=tmp_path / "model", key_added="X_space", **FAST)
+    assert "integrate_X_space" in adata.uns["scgpt"]
+    later = cells[80:].copy()
+    tl.integrate(later, "condition", model=tmp_path / "model", device="cpu")
+    np.testing.assert_allclose(later.obsm["X_scgpt_integrated"][:20], adata.obsm["X_space"][80:], atol=2e-5)
+    assert later.uns["scgpt"]["integrate"]["applied"]
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        tl.integrate(adata, "condition", save=tmp_path / "model", **FAST)
+
+
+@pytest.mark.parametrize("batches", ["missing", "numbers", "one", "single cell"])
+def test_unusual_batches_are_taken_and_spoken_of(cells, caplog, batches):
+    adata = cells[:120].copy()
+    values, text = {
+        "missing": (
+            np.where(np.arange(120) % 4 == 0, None, adata.obs["condition"].astype(object)),
+            "30 missing values",
+        ),
+        "numbers": (np.arange(120) % 2 + 0.5, ""),
+        "one": (np.full(120, "a"), "has one batch"),
+        "single cell": (np.where(np.arange(120) == 0, "c", adata.obs["condition"].astype(str)), "'c' \\(1\\)"),
+    }[batches]
+    adata.obs["b"] = values
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.integrate(adata, "b", **FAST)
+    assert np.isfinite(adata.obsm["X_scgpt_integrated"]).all()
+    record = adata.uns["scgpt"]["integrate"]
+    expected = {"missing": "unknown_batch", "numbers": "0.5", "one": "a", "single cell": "c"}[batches]
+    assert expected in record["batches"]
+    if text:
+        assert text.replace("\\", "") in caplog.text
+
+
+def test_without_batches_there_is_an_embedding(cells):
+    adata = cells[:60].copy()
+    tl.integrate(adata, **FAST)
+    assert adata.obsm["X_scgpt_integrated"].shape == (60, 20)
+    assert not adata.uns["scgpt"]["integrate"]["corrected"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"batch_key": "conditon"}, KeyError, "did you mean 'condition'"),
+        ({"max_epochs": -1}, ValueError, "max_epochs=-1: a whole number"),
+        ({"key_added": "a/b"}, ValueError, "key_added='a/b'"),
+        ({"network_weight": -2}, ValueError, "network_weight=-2"),
+        ({"objectives": ["gepp"]}, ValueError, "did you mean 'gep'"),
+        ({"freeze": "encode"}, ValueError, "did you mean 'encoder'"),
+    ],
+)
+def test_what_is_refused(cells, change, error, text):
+    adata = cells[:60].copy()
+    with pytest.raises(error, match=text):
+        tl.integrate(adata, **{"batch_key": "condition", **FAST, "max_epochs": 1, **change})
+    assert "X_scgpt_integrated" not in adata.obsm

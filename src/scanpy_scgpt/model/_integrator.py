@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scvi.train import merge_kwargs
 
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt.data import InOrder, LabelledCells, batch_loader
+from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.metrics import batch_mixing, structure_kept
 from scanpy_scgpt.module.integrate import IntegrationModule
 from scanpy_scgpt.train import Watch
@@ -19,6 +21,7 @@ from ._blocks import fit_block
 from ._joint import Joint
 from ._latent import positions_of
 from ._scgpt import SCGPT
+from ._weights import tell, told, untold
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -272,6 +275,14 @@ class SCGPTIntegrator(SCGPT):
         present = np.unique(codes[codes >= 0])
         return any(int(present.max(initial=-1)) >= len(some) or not some[present].all() for some in known)
 
+    def _live_checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Without what is told about batches: other functions know no batches."""
+        live, encoder = super()._live_checkpoint(name), self.module.batch_encoder
+        mean = None if encoder is None else encoder(torch.tensor(-1, device=encoder.norm.weight.device)).detach()
+        norm = self.module.domain_norm
+        info = {**live.info, "domain_norm": norm is not None and bool(norm.seen.any())}
+        return replace(live, weights=untold(live.weights, mean), info=info)
+
     def _vectors(
         self, cells: LabelledCells, positions: np.ndarray, *, batch_size: int | None = None, start: bool = False
     ) -> np.ndarray:
@@ -282,23 +293,23 @@ class SCGPTIntegrator(SCGPT):
         training = self.module.training
         self.module.eval()
         order = np.argsort(cells.tokens.lengths_of(positions), kind="stable")
-        vectors = None
+        vectors = np.zeros((len(positions), self.module.transformer.config.d_model), dtype=np.float32)
         with torch.inference_mode():
             done = 0
             for batch in batch_loader(cells, InOrder(positions[order], batch_size=batch_size or 64)):
                 given = {**self.module._get_inference_input(batch), "hidden": None}
                 found = self.module.inference(**given)["cell"].float().cpu().numpy()
-                vectors = np.empty((len(positions), found.shape[1]), dtype=np.float32) if vectors is None else vectors
                 vectors[order[done : done + len(found)]] = found
                 done += len(found)
         self.module.train(training)
         return vectors
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {**super()._arrays(), **({} if self.joint is None else self.joint.arrays())}
+        return {**super()._arrays(), **told(self.module), **({} if self.joint is None else self.joint.arrays())}
 
     def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         super()._set_arrays(arrays)
+        tell(self.module, arrays)
         self.joint = Joint.from_arrays(arrays)
 
 

@@ -128,7 +128,7 @@ class Joint:
         if "joint.corrected" not in arrays:
             return None
         joint = cls({}, {}, corrected=bool(arrays["joint.corrected"][0]))
-        keys = sorted(key.removesuffix(".weight") for key in arrays if key.endswith(".weight"))
+        keys = [key.removesuffix(".weight") for key in arrays if key.startswith("joint.") and key.endswith(".weight")]
         for key in sorted(keys, key=lambda key: int(key.split(".")[1])):
             _, _, name, kind = key.split(".")
             joint.blocks[name] = Block.from_arrays(kind, arrays, key)

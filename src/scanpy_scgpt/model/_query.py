@@ -115,9 +115,9 @@ class QueryMixin:
 
 
 def _extend(model: Any, reference: Any) -> None:
-    """Scores of the labels and batches that the reference knows stay; those of new batches are new."""
+    """What the reference knows of labels and batches stays; what belongs to new batches is new."""
     for name in ("class_head", "adversary_head"):
-        new, old = getattr(model.module, name), getattr(reference.module, name)
+        new, old = (getattr(part.module, name, None) for part in (model, reference))
         if new is None or old is None:
             continue
         state, known = new.state_dict(), old.state_dict()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -17,8 +19,15 @@ if TYPE_CHECKING:
 
 _OPTIONAL = frozenset({"encoder.unknown"})
 _OF_THE_DATA = frozenset({"class_head", "adversary_head", "batch_encoder", "domain_norm"})
-_TOLD = {"expression_head.network.0.weight": 1, "cell_to_gene_head.weight.weight": 0}
+_TOLD = {
+    "expression_head.network.0.weight": 1,
+    "expression_head.nonzero.0.weight": 1,
+    "cell_to_gene_head.weight.weight": 0,
+    "cell_to_gene_head.nonzero.weight": 0,
+    "cell_to_gene_head.nonzero.bias": 0,
+}
 """Tensors that grow along an axis when a decoder is told the batch beside what it decodes."""
+_TELLING = ("batch_encoder.", "domain_norm.")
 
 
 def fill(module: FineTuneModule, checkpoint: Checkpoint, *, own: bool = False) -> LoadReport:
@@ -68,6 +77,49 @@ def _grown(checkpoint: Checkpoint, module: nn.Module) -> Checkpoint:
             shape = [more if i == axis else n for i, n in enumerate(weights[name].shape)]
             weights[name] = torch.cat([weights[name], weights[name].new_zeros(shape)], dim=axis)
     return replace(checkpoint, weights=weights)
+
+
+def told(module: nn.Module) -> dict[str, np.ndarray]:
+    """What a network that is told the batch has beyond a plain checkpoint: all tensors of the parts concerned."""
+    state = module.state_dict()
+    parts = (
+        _TELLING
+        if getattr(module, "batch_encoder", None) is None
+        else (*_TELLING, "expression_head.", "cell_to_gene_head.")
+    )
+    return {f"told.{name}": x.detach().cpu().numpy() for name, x in state.items() if name.startswith(parts)}
+
+
+def tell(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put back what :func:`told` gave; a network with more batches keeps what is new in it."""
+    state = module.state_dict()
+    for key, array in arrays.items():
+        name = key.removeprefix("told.")
+        if key != name and name in state and array.shape[1:] == tuple(state[name].shape[1:]):
+            state[name][: len(array)] = torch.from_numpy(np.ascontiguousarray(array)).to(state[name])
+    module.load_state_dict(state)
+
+
+def untold(weights: Mapping[str, Tensor], mean: Tensor | None) -> dict[str, Tensor]:
+    """Weights for networks that are told nothing: the decoders take the mean vector of the batches for granted.
+
+    Parameters
+    ----------
+    weights
+        Of a network that is told the batch.
+    mean
+        Mean vector of the batches, shape `(d_model,)`, or None when decoders are not told.
+    """
+    out = {name: x for name, x in weights.items() if not name.startswith(_TELLING)}
+    for name, axis in _TOLD.items() if mean is not None else ():
+        if name not in out:
+            continue
+        own = out[name].shape[axis] - len(mean)
+        if axis == 1:
+            bias = name.replace("weight", "bias")
+            out[bias] = out[bias] + out[name][:, own:] @ mean
+        out[name] = out[name].narrow(axis, 0, own)
+    return out
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:

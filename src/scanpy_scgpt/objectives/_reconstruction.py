@@ -23,7 +23,7 @@ def masked_nonzero_nll(probability: Tensor, target: Tensor, counted: Tensor) -> 
 
     Shapes: `probability` of being non-zero, `target` value, (batch, length); `counted` bool -> scalar.
     """
-    likelihood = torch.where(target > 0, probability, 1 - probability)
+    likelihood = torch.where(target > 0, probability, 1 - probability).clamp(min=torch.finfo(probability.dtype).tiny)
     return -(likelihood.log().masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1))
 
 

@@ -2,5 +2,6 @@
 
 from ._annotate import confidence, confusion, reliability
 from ._embed import embeddings
+from ._integrate import integration
 
-__all__ = ["confidence", "confusion", "embeddings", "reliability"]
+__all__ = ["confidence", "confusion", "embeddings", "integration", "reliability"]

@@ -17,7 +17,7 @@ from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._types import Backend, Pooling, Precision, Select, Ties
 from scanpy_scgpt._validate import check_anndata, check_one_of, copied, file_paths, seed_of
 from scanpy_scgpt._version import __version__
-from scanpy_scgpt.io import Checkpoint
+from scanpy_scgpt.io import Checkpoint, CheckpointError
 from scanpy_scgpt.model import CellFiles, CellTokens, Embedder, active_client, embed_on_workers
 
 from ._embed_files import check_places, embed_to_file
@@ -161,6 +161,12 @@ def embed(
         raise ValueError(msg)
     seed, keys = seed_of(rng), EmbedKeys.named(key_added)
     checkpoint = models.load(model)
+    if checkpoint.info.get("domain_norm"):
+        msg = (
+            f"{checkpoint.label} normalises what enters batch by batch, and tl.embed knows no batches. Call "
+            "scgpt.tl.integrate(adata, batch_key, model=...) with its folder."
+        )
+        raise CheckpointError(msg)
     pooling = checkpoint.info.get("pooling", "cls") if pooling is None else pooling
     check_one_of(pooling, get_args(Pooling), name="pooling")
     config = checkpoint.tokenizer.updated(max_length=max_length, select=select, ties=ties)

@@ -129,21 +129,21 @@ def test_threads_of_a_worker_do_not_multiply(counts, checkpoint, monkeypatch, n_
         np.testing.assert_allclose(vectors, results[0], atol=1e-6)
 
 
-def dies_once(block: np.ndarray, flag: str) -> sparse.csr_matrix:
-    """A block whose worker process is killed when it is made for the first time."""
-    if block.shape[0] == 150 and not Path(flag).exists():
-        Path(flag).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return sparse.csr_matrix(block)
-
-
 def test_a_worker_that_is_killed_does_not_matter(counts, checkpoint, client, expected, tmp_path):
-    X, flag = counts.X.toarray(), tmp_path / "killed"
+    X, flag = counts.X.toarray(), str(tmp_path / "killed")
+
+    def dies_once(block: np.ndarray) -> sparse.csr_matrix:
+        """The worker process is killed when a block is made for the first time; sent whole, as it is no import."""
+        if block.shape[0] == 150 and not Path(flag).exists():
+            Path(flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sparse.csr_matrix(block)
+
     blocks = da.from_array(X, chunks=((300, 150, 250), -1)).map_blocks(
-        dies_once, flag=str(flag), dtype=X.dtype, meta=sparse.csr_matrix((0, 0), dtype=X.dtype)
+        dies_once, dtype=X.dtype, meta=sparse.csr_matrix((0, 0), dtype=X.dtype)
     )
     lazy = ad.AnnData(blocks, obs=counts.obs.copy(), var=counts.var.copy())
     with client.as_current():
         scgpt.tl.embed(lazy, checkpoint, layer=None, use_raw=False, **SETTINGS)
-    assert flag.exists()
+    assert Path(flag).exists()
     np.testing.assert_allclose(lazy.obsm["X_scgpt"], expected, atol=1e-6)

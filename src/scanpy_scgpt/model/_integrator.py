@@ -181,7 +181,10 @@ class SCGPTIntegrator(SCGPT):
 
     def fit_joint(self) -> None:
         """Find components, alignments, and whether aligning pays; from the cells of the model."""
-        cells, seed = self._cells(), self.rng_
+        self._fit_on(self._cells())
+
+    def _fit_on(self, cells: LabelledCells) -> None:
+        seed = self.rng_
         codes = self._batches_of(cells)
         fitted = _sample(len(cells), _FITTED, seed)
         self.joint = self._new_joint(cells, fitted, codes)
@@ -231,7 +234,7 @@ class SCGPTIntegrator(SCGPT):
             return False
         chosen = _sample(len(codes), _JUDGED, self.rng_)
         some = {name: x[chosen] for name, x in coordinates.items()}
-        self.measured_ = {}
+        self.measured_, start = {}, np.zeros((0, 0), dtype=np.float32)
         for name, corrected in (("uncorrected", False), ("corrected", True)):
             self._choose(corrected, coordinates, codes)
             vectors = self.joint.joined(some, codes[chosen])

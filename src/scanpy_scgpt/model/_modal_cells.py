@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -13,7 +13,7 @@ from scanpy_scgpt.data import LabelledCells, Part
 from scanpy_scgpt.data.fields import CategoryField
 from scanpy_scgpt.data.modal_fields import ModalitiesField, columns_among, values_of
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.tokenizer import Tokenizer, Tokens
+from scanpy_scgpt.tokenizer import Tokenizer, Tokens, kinds_of_tokens
 
 from ._cells import CellTokens
 from ._tokenized import _expression, _with_others
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from scvi.data import AnnDataManager
 
+Features = Mapping[str, Sequence[str]]
 _PROTEINS = 4  # at most a fourth of the sequence
 
 
@@ -36,22 +37,50 @@ def budgets_for(kinds: Sequence[Kind], max_length: int, n_proteins: int) -> dict
     return {**out, **dict.fromkeys(others, max(room // max(len(others), 1), 1))}
 
 
-def modal_cells(
-    manager: AnnDataManager,
-    checkpoint: Checkpoint,
-    features: Mapping[str, Sequence[str]],
-    *,
-    min_genes: int,
-    max_length: int,
-    budgets: Mapping[str, int] | None = None,
-    others: Sequence[str] | None = (),
-) -> LabelledCells:
-    """Tokens, codes and counts of all cells of a MuData; a cell without a modality has no tokens of it.
+def modal_cells(manager: AnnDataManager, checkpoint: Checkpoint, features: Features, **settings: Any) -> LabelledCells:
+    """Tokens, codes and counts of all cells of a MuData that was registered.
 
     Parameters
     ----------
     manager
         With the fields of `setup_mudata`.
+    checkpoint, features, **settings
+        Of :func:`cells_of`.
+    """
+    field = next(x for x in manager.fields if isinstance(x, ModalitiesField))
+    named = manager.registry["field_registries"]["X"]["state_registry"]["modalities"]
+    found = [Modality(name, kind, "") for name, kind in named.items()]
+    codes = {
+        x.registry_key: manager.adata.obs[x.attr_key].to_numpy()
+        for x in manager.fields
+        if isinstance(x, CategoryField) and not x.is_empty
+    }
+    return cells_of(manager.adata, field, found, checkpoint, features, codes=codes, **settings)
+
+
+def cells_of(
+    mdata: MuData,
+    field: ModalitiesField,
+    found: Sequence[Modality],
+    checkpoint: Checkpoint,
+    features: Features,
+    *,
+    min_genes: int,
+    max_length: int,
+    budgets: Mapping[str, int] | None = None,
+    others: Sequence[str] | None = (),
+    codes: Mapping[str, np.ndarray] | None = None,
+) -> LabelledCells:
+    """Tokens and counts of all cells of a MuData; a cell without a modality has no tokens of it.
+
+    Parameters
+    ----------
+    mdata
+        Cells.
+    field
+        How they are read.
+    found
+        Modalities; one without features that the model knows takes no part.
     checkpoint
         Whose vocabulary and bins to use; it has the tokens of `features`.
     features
@@ -64,32 +93,57 @@ def modal_cells(
         Most tokens of a modality by its kind.
     others
         Genes outside the vocabulary whose counts are kept too; None for all that there are.
+    codes
+        Of :class:`LabelledCells`.
     """
-    mdata = manager.adata
-    field = next(x for x in manager.fields if isinstance(x, ModalitiesField))
-    named = manager.registry["field_registries"]["X"]["state_registry"]["modalities"]
-    found = [Modality(name, kind, "") for name, kind in named.items() if kind == "rna" or kind in features]
+    found = [one for one in found if one.kind == "rna" or len(features.get(one.kind, ()))]
     found.sort(key=lambda one: KINDS.index(one.kind))
     n_proteins = len(features.get("protein", ()))
     room = {**budgets_for([one.kind for one in found], max_length, n_proteins), **(budgets or {})}
-    parts, tokens = {}, []
+    parts: dict[str, Part] = {}
+    tokens = [Tokens(np.zeros(mdata.n_obs + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.uint8))]
     for one in found:
         rows = rows_of(mdata, one.name)
         if one.kind == "rna":
-            made, parts["rna"], others = _genes(mdata, field, one, checkpoint, room["rna"], min_genes, others)
+            made, own, others = _genes(mdata, field, one, checkpoint, room["rna"], min_genes, others)
         else:
-            made, parts[one.kind] = _features(mdata, field, one, checkpoint, room[one.kind], features[one.kind])
+            made, own = _features(mdata, field, one, checkpoint, room[one.kind], features[one.kind])
         tokens.append(_spread(made, rows))
-        own = parts[one.kind]
         parts[one.kind] = Part(_spread_rows(own.counts, rows), rows >= 0, own.measured)
-    codes = {
-        x.registry_key: mdata.obs[x.attr_key].to_numpy()
-        for x in manager.fields
-        if isinstance(x, CategoryField) and not x.is_empty
-    }
     vocab = checkpoint.vocab
     special = (vocab.pad_id, vocab.cls_id, checkpoint.tokenizer.cls_value)
-    return LabelledCells(_side_by_side(tokens), codes, *special, others=tuple(others or ()), parts=parts)
+    return LabelledCells(_side_by_side(tokens), codes or {}, *special, others=tuple(others or ()), parts=parts)
+
+
+def plain_cells(
+    mdata: MuData,
+    checkpoint: Checkpoint,
+    *,
+    modalities: Mapping[str, str] | None = None,
+    layers: Mapping[str, str] | None = None,
+    gene_symbols: str | None = None,
+    min_genes: int = 200,
+) -> LabelledCells:
+    """Cells of a MuData for a checkpoint as it is: genes, and the proteins and peaks that it knows.
+
+    Parameters
+    ----------
+    mdata
+        Cells, as they are.
+    checkpoint
+        Whose vocabulary and bins to use.
+    modalities, layers, gene_symbols
+        Of :meth:`scanpy_scgpt.model.SCGPTMulti.setup_mudata`.
+    min_genes
+        Fewest genes that must be found.
+    """
+    field = ModalitiesField(modalities, layers=layers, gene_symbols=gene_symbols)
+    field.validate_field(mdata)
+    tokens = np.asarray(checkpoint.vocab.tokens, dtype=object)
+    kinds = kinds_of_tokens(checkpoint.vocab.tokens)
+    features = {kind: tokens[kinds == i].tolist() for i, kind in enumerate(KINDS) if kind != "rna"}
+    settings = {"min_genes": min_genes, "max_length": checkpoint.tokenizer.max_length}
+    return cells_of(mdata, field, field.found(mdata), checkpoint, features, **settings)
 
 
 def _genes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from scvi.data import AnnDataManager
 from scvi.data._manager import AnnDataManagerValidationCheck
 
 from scanpy_scgpt import models
-from scanpy_scgpt._modalities import KINDS, check_mudata, is_mudata, patterns
+from scanpy_scgpt._modalities import KINDS, Kind, check_mudata, is_mudata, patterns
 from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.data.fields import MISSING_BATCH
@@ -20,6 +21,7 @@ from scanpy_scgpt.tokenizer import kinds_of_tokens
 
 from ._blocks import Block, fit_block
 from ._extend import extended, from_neighbours, from_partners
+from ._impute import Imputed, Imputer, as_target
 from ._integrator import NETWORK, SCGPTIntegrator
 from ._joint import Joint
 from ._modal_cells import modal_cells
@@ -233,6 +235,77 @@ class SCGPTMulti(SCGPTIntegrator):
     def _reference(self, coordinates: Mapping[str, np.ndarray]) -> np.ndarray:
         """All blocks side by side; cells of one code lack the same ones."""
         return np.nan_to_num(np.concatenate(list(coordinates.values()), axis=1))
+
+    def impute(self, to: Kind, *, level: float = 0.9) -> Imputed:
+        """A modality of all cells from their other modalities.
+
+        What is learned, is learned from cells that have both: regressions on the components of the other modalities and
+        of the network's vector without this modality, laid over one another batch by batch.
+
+        Parameters
+        ----------
+        to
+            `"rna"`, `"protein"` or `"atac"`: genes and proteins as logarithm of one plus the counts (of genes: of
+            10,000 a cell), peaks as the share that is open.
+        level
+            Share of the cells whose value lies inside the interval.
+
+        Returns
+        -------
+        Predictions for all cells. A cell that has the modality gets one by a model that was fitted without it.
+
+        Raises
+        ------
+        ValueError
+            When the model does not know the modality, or fewer than 20 cells have it beside another.
+        """
+        cells = self._cells()
+        if to not in cells.parts:
+            msg = f"to={to!r}: the cells have {', '.join(map(repr, cells.parts))}. Name one of these."
+            raise ValueError(msg)
+        source = self._without(cells, to)
+        if not source.parts:
+            msg = f"to={to!r} is the only modality, so there is nothing to learn it from."
+            raise ValueError(msg)
+        kept = self.joint, self.measured_
+        try:
+            self._fit_on(source)
+            x = self._predictors(source)
+        finally:
+            self.joint, self.measured_ = kept
+        there = np.any([part.there for part in source.parts.values()], axis=0)
+        columns, names = self._targets(cells, to)
+        both = there & cells.parts[to].there
+        y = as_target(cells.parts[to].counts[both], to)[:, columns].toarray()
+        fitted = Imputer(level=level, rng=self.rng_).fit(x[both], y, self._batches_of(source)[both], names)
+        found = np.full((3, len(x), len(names)), np.nan, dtype=np.float32)
+        found[:, both] = fitted.of_left_out()
+        others = there & ~both
+        if others.any():
+            found[:, others] = fitted.predict(x[others])
+        return Imputed(names, *found, table=fitted.table, weights=fitted.weights, measured=cells.parts[to].there)
+
+    def _without(self, cells: LabelledCells, kind: Kind) -> LabelledCells:
+        """The cells as if they had no such modality."""
+        own = kinds_of_tokens(self._checkpoint.vocab.tokens) == KINDS.index(kind)
+        tokens = cells.tokens.masked(~own[cells.tokens.gene_ids])
+        return replace(cells, tokens=tokens, parts={name: x for name, x in cells.parts.items() if name != kind})
+
+    def _predictors(self, cells: LabelledCells) -> np.ndarray:
+        """Coordinates of all blocks of scale 1, gaps filled."""
+        coordinates = self._coordinates(cells, np.arange(len(cells)))
+        moved = self.joint.moved(coordinates, self._batches_of(cells))
+        return np.concatenate([x / max(float(x.std()), 1e-6) for x in moved.values()], axis=1).astype(np.float32)
+
+    def _targets(self, cells: LabelledCells, to: Kind) -> tuple[np.ndarray, list[str]]:
+        """Columns of the counts that are predicted, and their names: of genes the highly variable ones."""
+        if to != "rna":
+            return np.arange(len(self.features_[to])), self.features_[to]
+        chosen = self.joint.blocks["rna"].ids if self.joint is not None and "rna" in self.joint.blocks else np.array([])
+        if not len(chosen):
+            chosen = cells.parts["rna"].measured
+        tokens = [*self._checkpoint.vocab.tokens, *(self.other_genes_ or ())]
+        return chosen, [tokens[i] for i in chosen]
 
     def patterns(self, adata: MuData | None = None) -> tuple[np.ndarray, list[str]]:
         """Which modalities each cell has: a code for each cell, int64, shape `(n_obs,)`, and the names of the codes."""

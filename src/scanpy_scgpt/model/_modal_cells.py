@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from scanpy_scgpt._modalities import KINDS, Kind, Modality, rows_of
+from scanpy_scgpt._modalities import KINDS, Kind, Modality, rows_of, values_of
 from scanpy_scgpt.data import LabelledCells, Part
 from scanpy_scgpt.data.fields import CategoryField
-from scanpy_scgpt.data.modal_fields import ModalitiesField, columns_among, values_of
+from scanpy_scgpt.data.modal_fields import ModalitiesField, columns_among
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import Tokenizer, Tokens, kinds_of_tokens
 

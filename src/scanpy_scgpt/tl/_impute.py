@@ -197,7 +197,7 @@ def _names(mdata: MuData, name: str, kind: str, features: list[str]) -> list[str
     own = mdata.mod[name].var_names.astype(str)
     tokens = protein_tokens(own) if kind == "protein" else peak_tokens(own)
     place = dict(zip(tokens, own, strict=True))
-    return [place.get(feature, feature) for feature in features]
+    return [place.get(feature, feature).replace("/", "_") for feature in features]  # no file takes a slash
 
 
 def _receipt(record: Mapping[str, Any], table: pd.DataFrame) -> None:

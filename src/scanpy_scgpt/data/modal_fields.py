@@ -134,6 +134,7 @@ class ModalitiesField(BaseAnnDataField):
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
         """Names of modalities, tokens of features, names of the genes, sizes."""
+        self.validate_field(mdata)
         found = self.found(mdata)
         state = self._shared(mdata, found)
         for one in found:

@@ -18,9 +18,11 @@ def test_there_are_notebooks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     monkeypatch.setenv("SCANPY_SCGPT_PROGRESS_BAR", "0")
     notebook = nbformat.read(path, as_version=4)
+    if any("SCANPY_SCGPT_DATA" in cell.source for cell in notebook.cells):
+        monkeypatch.setenv("SCANPY_SCGPT_DATA", str(request.getfixturevalue("data_dir").resolve()))
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     images = [

@@ -182,7 +182,7 @@ def patterns(there: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
 
     Returns
     -------
-    Code of the pattern of each cell, int64, shape `(n_obs,)`, and the names of the patterns, such as `rna+prot`.
+    Code of the pattern of each cell, int64, shape `(n_obs,)`, and the names of the patterns, such as `rna+protein`.
     """
     names = list(there)
     bits = sum(np.asarray(there[name], dtype=np.int64) << i for i, name in enumerate(names))

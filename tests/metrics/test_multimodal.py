@@ -28,7 +28,7 @@ def test_imputation():
     truth = pd.DataFrame(rng.normal(size=(200, 3)), columns=["CD3", "CD4", "none"])
     truth["none"] = 1.0
     predicted = truth + rng.normal(size=truth.shape) * [0.1, 10, 1]
-    found = metrics.imputation(truth, predicted, predicted - 1, predicted + 1)
+    found = metrics.imputation(truth, predicted, lower=predicted - 1, upper=predicted + 1)
     assert found.index.tolist() == ["CD3", "CD4", "none"]
     assert found.loc["CD3", "pearson"] == pytest.approx(np.corrcoef(truth["CD3"], predicted["CD3"])[0, 1])
     assert found.loc["CD4", "spearman"] == pytest.approx(truth["CD4"].corr(predicted["CD4"], method="spearman"))

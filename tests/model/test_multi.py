@@ -166,7 +166,7 @@ def test_imputed_values_beat_the_mean_and_say_how_sure_they_are(cite):
     mdata = together({"rna": cite["rna"].copy(), "prot": cite["prot"][:110].copy()})
     found = made(mdata).impute("protein")
     truth = np.log1p(cite["prot"].X.toarray())
-    table = metrics.imputation(truth[110:], found.mean[110:], found.lower[110:], found.upper[110:])
+    table = metrics.imputation(truth[110:], found.mean[110:], lower=found.lower[110:], upper=found.upper[110:])
     assert table["pearson"].mean() > 0.5
     assert 0.75 < table["coverage"].mean() < 0.98
     assert sum(found.weights.values()) == pytest.approx(1)

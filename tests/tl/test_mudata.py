@@ -62,7 +62,7 @@ def test_integrated_written_read_and_integrated_again(mosaic, tmp_path, caplog):
         assert not mosaic.mod[name].uns
     assert mosaic.obs["scgpt_modalities"].value_counts().to_dict() == {"rna": 60, "rna+protein": 60}
     assert "'prot' is protein (by its name)" in caplog.text
-    assert "60 with rna · 60 with rna+prot" in caplog.text
+    assert "60 with rna · 60 with rna+protein" in caplog.text
     mosaic.write(tmp_path / "cells.h5mu")
     back = read(tmp_path / "cells.h5mu")
     tl.integrate(back, n_components=10, key_added="again", **FAST)

@@ -151,7 +151,7 @@ class ModalitiesField(BaseAnnDataField):
         symbols = names
         if rna is not None and self.gene_symbols is not None:
             symbols = self.part(mdata, rna).var[self.gene_symbols].astype(str).to_numpy()
-        codes, listed = patterns({one.name: rows_of(mdata, one.name) >= 0 for one in found})
+        codes, listed = patterns({one.kind: rows_of(mdata, one.name) >= 0 for one in found})
         counted = np.bincount(codes, minlength=len(listed))
         logger.info("cells: %s", " · ".join(f"{n:,} with {name}" for name, n in zip(listed, counted, strict=True)))
         return {

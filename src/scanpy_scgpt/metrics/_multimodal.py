@@ -13,7 +13,7 @@ _BLOCK = 1024  # cells at a time
 
 
 def modality_mixing(embedding: ArrayLike, modalities: ArrayLike, *, n_neighbors: int = 30) -> float:
-    """How well cells of different modalities mix: :func:`batch_mixing` of what a cell has, such as `rna+prot`.
+    """How well cells of different modalities mix: :func:`batch_mixing` of what a cell has, such as `rna+protein`.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def foscttm(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def imputation(
-    truth: ArrayLike, predicted: ArrayLike, lower: ArrayLike | None = None, upper: ArrayLike | None = None
+    truth: ArrayLike, predicted: ArrayLike, *, lower: ArrayLike | None = None, upper: ArrayLike | None = None
 ) -> pd.DataFrame:
     """How well values of each feature were predicted.
 

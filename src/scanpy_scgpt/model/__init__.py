@@ -1,6 +1,5 @@
 """Models: data in, arrays out."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._assessment import Assessment
@@ -11,6 +10,7 @@ from ._files import BLOCK_ROWS, CellFiles, embed_files
 from ._gene_lists import GeneLists
 from ._generative_pass import Predicted
 from ._generator import Generator, Order
+from ._impute import Imputed
 from ._inference import Embedder
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "Embedder",
     "GeneLists",
     "Generator",
+    "Imputed",
     "Order",
     "Predicted",
     "SCGPTAnnotator",
@@ -42,18 +43,19 @@ __all__ = [
 ]
 
 
-_LATER = {
-    "SCGPT": "_scgpt",
-    "SCGPTAnnotator": "_annotator",
-    "SCGPTIntegrator": "_integrator",
-    "SCGPTMulti": "_multi",
-    "plain_cells": "_modal_cells",
-}
-
-
 def __getattr__(name: str) -> Any:
     """What loads scvi-tools, which takes seconds, is loaded when it is asked for."""
-    if name in _LATER:
-        return getattr(import_module(f".{_LATER[name]}", __name__), name)
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    if name == "SCGPT":
+        from ._scgpt import SCGPT as found
+    elif name == "SCGPTAnnotator":
+        from ._annotator import SCGPTAnnotator as found
+    elif name == "SCGPTIntegrator":
+        from ._integrator import SCGPTIntegrator as found
+    elif name == "SCGPTMulti":
+        from ._multi import SCGPTMulti as found
+    elif name == "plain_cells":
+        from ._modal_cells import plain_cells as found
+    else:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return found

@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from scanpy_scgpt._modalities import PEAK
 from scanpy_scgpt.io import Checkpoint
-from scanpy_scgpt.tokenizer import PEAK, GeneVocab
+from scanpy_scgpt.tokenizer import GeneVocab
 
 _GENES = "transformer.encoder.genes.embedding.weight"
 _PARTNERS = 20  # genes that a feature starts from

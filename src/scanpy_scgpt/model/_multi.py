@@ -11,7 +11,7 @@ from scvi.data import AnnDataManager
 from scvi.data._manager import AnnDataManagerValidationCheck
 
 from scanpy_scgpt import models
-from scanpy_scgpt._modalities import KINDS, Kind, check_mudata, is_mudata, patterns
+from scanpy_scgpt._modalities import KINDS, Kind, Modality, check_mudata, is_mudata, patterns
 from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.data.fields import MISSING_BATCH
@@ -321,7 +321,7 @@ def _start_vectors(
         return None
     mdata = manager.adata
     field = next(x for x in manager.fields if isinstance(x, ModalitiesField))
-    rna = next(one for one in field.found(mdata) if one.kind == "rna")
+    rna = Modality(next(name for name, kind in named.items() if kind == "rna"), "rna", "")
     genes = field.part(mdata, rna)
     names = genes.var_names if field.gene_symbols is None else genes.var[field.gene_symbols]
     ids = checkpoint.vocab.ids([str(name) for name in names])

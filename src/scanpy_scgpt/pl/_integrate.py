@@ -95,6 +95,7 @@ def _bars(ax: Axes, scores: pd.DataFrame) -> None:
         bars = ax.barh(place + i * height, scores[name], height=height, label=title, color=_COLORS[i])
         ax.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
     ax.set_yticks(place + height, [str(name) for name in scores.index])
+    ax.grid(visible=False)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.08), xlabel="score")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -111,6 +111,7 @@ def _bars(ax: Axes, record: dict) -> None:
     ax.scatter(table["coverage"], place, marker="|", s=60, color=_COVERED, label="coverage", zorder=3)
     ax.axvline(record["level"], color=_COVERED, linewidth=0.8, linestyle=":")
     ax.set_yticks(place, [str(name) for name in table.index], fontsize=8)
+    ax.grid(visible=False)
     ax.invert_yaxis()
     ax.set(xlim=(min(0, float(table["correlation"].min())), 1.02), xlabel="correlation with left-out cells")
     ax.set_title(f"{record['modality']}, {len(record['features']):,} features")

@@ -89,10 +89,14 @@ def impute_modality(
     -------
     `None`, or the copy if `copy=True`. Sets the fields
 
-    `.obsm["scgpt_prot"]`, `.obsm["scgpt_prot_lower"]`, `.obsm["scgpt_prot_upper"]` : :class:`pandas.DataFrame`
-        Float32, shape `(n_obs, n_features)`: prediction and interval, of proteins as `log(1 + counts)`, of peaks as
-        share that is open, of genes as `log(1 + counts per 10,000)`. A cell that has the modality gets a prediction
-        that did not see it; one without any other modality has NaN.
+    `.obsm["scgpt_prot"]` : :class:`pandas.DataFrame` of float32, shape `(n_obs, n_features)`
+        Prediction: of proteins as `log(1 + counts)`, of peaks as share that is open, of genes as `log(1 + counts per
+        10,000)`. A cell that has the modality gets a prediction that did not see it; one without any other modality
+        has NaN.
+    `.obsm["scgpt_prot_lower"]` : :class:`pandas.DataFrame` of float32, shape `(n_obs, n_features)`
+        Lower end of the interval.
+    `.obsm["scgpt_prot_upper"]` : :class:`pandas.DataFrame` of float32, shape `(n_obs, n_features)`
+        Upper end of the interval.
     `.uns["scgpt"]["impute_prot"]` : :class:`dict`
         Features, and for each the correlation with left-out values and the coverage; shares of the regressions.
 

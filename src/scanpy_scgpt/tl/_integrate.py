@@ -125,7 +125,7 @@ def integrate(
     `.obsm["X_scgpt_integrated"]` : :class:`numpy.ndarray` of float32, shape `(n_obs, 2 * n_components)`
         Components of expression, then those of the network; of a MuData those of each modality first.
     `.obs["scgpt_modalities"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
-        Of a MuData: the modalities that a cell has, such as `rna+prot`.
+        Of a MuData: what a cell has, such as `rna+protein`.
     `.uns["scgpt"]["integrate"]` : :class:`dict`
         Model, settings, batches, mixing and kept neighbours with and without correction, best epoch.
 

@@ -1,7 +1,5 @@
 """Counts to tokens: vocabulary, gene matching, value bins, selection. Numpy and numba only."""
 
-from scanpy_scgpt._modalities import PEAK
-
 from ._binning import TIES, bin_row_reference, bin_rows
 from ._encode import Tokenizer, TokenizerConfig
 from ._features import PROTEIN_PREFIX, kinds_of_tokens, match_peaks, peak_tokens, protein_tokens
@@ -16,7 +14,6 @@ __all__ = [
     "CLS",
     "EOC",
     "PAD",
-    "PEAK",
     "PROTEIN_PREFIX",
     "SELECT",
     "SPECIAL_TOKENS",

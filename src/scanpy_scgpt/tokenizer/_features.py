@@ -37,7 +37,7 @@ def _chromosome(name: str) -> str:
 
 
 def kinds_of_tokens(tokens: Sequence[str]) -> np.ndarray:
-    """Code of the kind of each token, int64: its place in :data:`scanpy_scgpt._modalities.KINDS`."""
+    """Code of the kind of each token, int64: 0 for genes (and special tokens), 1 for proteins, 2 for peaks."""
     codes = np.zeros(len(tokens), dtype=np.int64)
     for i, token in enumerate(tokens):
         if token.startswith(PROTEIN_PREFIX):

@@ -15,67 +15,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._fused import Fused, find_fused
 from ._linear import Linear
 from ._packed import Segments, attend_cells, packed_attention
 
-# Private operators: a release of torch may lack them.
-_flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 _SHORT = 512  # tokens up to which training in bfloat16 on a CPU is faster when attention alone is in float32
 
 
 class _KnownPlusSelf(torch.autograd.Function):
-    """Generative attention on CPU through the flash kernel, with its own backward.
+    """Generative attention through a fused kernel, with its own backward.
 
     Shapes: `q`, `k`, `v` (batch, heads, length, d_head); `bias` (batch, 1, length, n_known) additive, or None.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, n_known: int, bias: Tensor | None) -> Tensor:
-        known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
-        attended, lse = _flash(q, known_k, known_v, 0.0, False, attn_mask=bias)  # noqa: FBT003
-        swapped = lse.shape[1] != q.shape[1]  # (batch, length, heads) in some releases
-        lse = lse.transpose(1, 2) if swapped else lse  # float32 for half precision, else the dtype of q
-        scale = 1 / math.sqrt(q.shape[-1])
-        own = (q[:, :, n_known:] * k[:, :, n_known:]).sum(-1).to(lse.dtype) * scale
-        weight = torch.sigmoid(lse[:, :, n_known:] - own).unsqueeze(-1).to(q.dtype)
+    def forward(ctx: Any, fused: Fused, q: Tensor, k: Tensor, v: Tensor, n: int, bias: Tensor | None) -> Tensor:
+        attended, whole, rest = fused.forward(q, k[:, :, :n], v[:, :, :n], bias)
+        lse = whole[:, :, n : q.shape[2]]  # float32 for half precision, else the dtype of q
+        own = (q[:, :, n:] * k[:, :, n:]).sum(-1).to(lse.dtype) / math.sqrt(q.shape[-1])
+        weight = torch.sigmoid(lse - own).unsqueeze(-1).to(q.dtype)
         out = attended.clone()
-        out[:, :, n_known:] = weight * attended[:, :, n_known:] + (1 - weight) * v[:, :, n_known:]
-        merged = lse.clone()
-        merged[:, :, n_known:] = torch.logaddexp(lse[:, :, n_known:], own)
-        merged = merged.transpose(1, 2).contiguous() if swapped else merged
+        out[:, :, n:] = weight * attended[:, :, n:] + (1 - weight) * v[:, :, n:]
+        merged = whole.clone()
+        merged[:, :, n : q.shape[2]] = torch.logaddexp(lse, own)
         ctx.save_for_backward(q, k, v, out, merged, 1 - weight, bias)
-        ctx.n_known = n_known
+        ctx.fused, ctx.n_known, ctx.rest = fused, n, rest
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, merged, own_weight, bias = ctx.saved_tensors
         n = ctx.n_known
         # With the log-sum-exp of the merged softmax the kernel's gradients on the known keys are exact.
-        dq, dk_known, dv_known = _flash_backward(
-            grad.contiguous(),
-            q,
-            k[:, :, :n],
-            v[:, :, :n],
-            out,
-            merged,
-            0.0,
-            is_causal=False,
-            attn_mask=bias,
-        )
-        dk, dv, dq = torch.zeros_like(k), torch.zeros_like(v), dq.clone()
-        dk[:, :, :n], dv[:, :, :n] = dk_known, dv_known
+        dq, dk, dv = ctx.fused.backward(grad, q, k[:, :, :n], v[:, :, :n], bias, out, merged, ctx.rest)
         g = grad[:, :, n:]
         ds = own_weight * (g * (v[:, :, n:] - out[:, :, n:])).sum(-1, keepdim=True) / math.sqrt(q.shape[-1])
-        dq[:, :, n:] += ds * k[:, :, n:]
-        dk[:, :, n:] = ds * q[:, :, n:]
-        dv[:, :, n:] = own_weight * g
-        return dq, dk, dv, None, None
+        dq = torch.cat([dq[:, :, :n], dq[:, :, n:] + ds * k[:, :, n:]], dim=2)
+        return None, dq, torch.cat([dk, ds * q[:, :, n:]], dim=2), torch.cat([dv, own_weight * g], dim=2), None, None
 
 
 def _known_plus_self_portable(q: Tensor, k: Tensor, v: Tensor, n_known: int, bias: Tensor | None) -> Tensor:
-    """The same through plain operations, for devices and releases of torch without the CPU kernel."""
+    """The same through plain operations, for devices and releases of torch without such a kernel."""
     known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
     scale = 1 / math.sqrt(q.shape[-1])
     scores = (q @ known_k.transpose(-1, -2)) * scale
@@ -109,8 +89,9 @@ def generative_attention(
     if known_padding is not None:
         bias = torch.zeros(known_padding.shape, dtype=q.dtype, device=q.device)
         bias = bias.masked_fill(known_padding, -torch.inf)[:, None, None, :].expand(-1, 1, q.shape[2], -1)
-    if q.device.type == "cpu" and _flash is not None and _flash_backward is not None:
-        return _KnownPlusSelf.apply(q, k, v, n_known, bias)
+    fused = find_fused(q, bias)
+    if fused is not None:
+        return _KnownPlusSelf.apply(fused, q, k, v, n_known, bias)
     return _known_plus_self_portable(q, k, v, n_known, bias)
 
 

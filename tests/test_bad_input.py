@@ -770,7 +770,7 @@ def test_no_matrix(verb, few, refuses):
         (embed, {"rng": True}, TypeError, "rng=True: use an integer seed, a numpy.random.Generator, or None"),
         (embed, {"rng": np.random.RandomState(0)}, TypeError, "use an integer seed, a numpy.random.Generator, or None"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else None,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)) if isinstance(value, dict) else None,
 )
 def test_bad_arguments(few, refuses, verb, given, error, words):
     assert words in refuses(verb, few, error, **given)

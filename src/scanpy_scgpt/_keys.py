@@ -39,6 +39,7 @@ class IntegrateKeys:
 
     obsm: str = "X_scgpt_integrated"
     uns: str = "integrate"
+    modalities: str = "scgpt_modalities"
 
     @classmethod
     def named(cls, key_added: str | None) -> IntegrateKeys:

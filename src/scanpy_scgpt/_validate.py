@@ -82,7 +82,7 @@ def check_anndata(data: object, *, function: str, copy: bool = True) -> None:
 
 def copied(adata: AnnData) -> AnnData:
     """A copy in memory, also of cells on disk."""
-    return adata.to_memory() if adata.isbacked else adata.copy()
+    return adata.to_memory() if getattr(adata, "isbacked", False) and hasattr(adata, "to_memory") else adata.copy()
 
 
 def seed_of(rng: object) -> int:

@@ -2,7 +2,7 @@
 
 from ._collate import DigitBatch, batches_by_length, collate_digits
 from ._generative import as_panel, split_generative, split_sizes
-from ._labelled import InOrder, LabelledCells, ShuffledBatches, batch_loader
+from ._labelled import InOrder, LabelledCells, Part, ShuffledBatches, batch_loader
 from ._loader import CellLoader, TokenBatch, TokenSource
 from ._order import PassOrder
 from ._pack import PackedBatch, pack_digits
@@ -15,6 +15,7 @@ __all__ = [
     "InOrder",
     "LabelledCells",
     "PackedBatch",
+    "Part",
     "PassOrder",
     "ShuffledBatches",
     "StepSampler",

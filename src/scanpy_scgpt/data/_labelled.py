@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import NamedTuple
 
@@ -18,6 +18,25 @@ from scanpy_scgpt.tokenizer import Tokens
 from ._order import PassOrder
 
 _WINDOW = 8  # batches whose cells are sorted by length together
+
+
+@dataclass(frozen=True)
+class Part:
+    """Counts of one modality of cells.
+
+    Attributes
+    ----------
+    counts
+        By feature of the model: CSR float32, shape `(n_cells, n_features)`; no value in the row of a cell without it.
+    there
+        Cells that have the modality, bool, shape `(n_cells,)`.
+    measured
+        Columns that could be more than zero, int.
+    """
+
+    counts: sparse.csr_matrix
+    there: np.ndarray
+    measured: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,8 @@ class LabelledCells:
         n_ids + n_others)`; None where nobody asked.
     others
         Names of the genes outside the vocabulary that `expression` has.
+    parts
+        Counts by modality (`"rna"`, `"protein"`, `"atac"`) of cells of a MuData; empty for others.
     """
 
     tokens: Tokens
@@ -53,6 +74,7 @@ class LabelledCells:
     measured: np.ndarray | None = None
     expression: sparse.csr_matrix | None = None
     others: tuple[str, ...] = ()
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)

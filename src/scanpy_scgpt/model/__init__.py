@@ -1,5 +1,6 @@
 """Models: data in, arrays out."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._assessment import Assessment
@@ -15,6 +16,8 @@ from ._inference import Embedder
 if TYPE_CHECKING:
     from ._annotator import SCGPTAnnotator
     from ._integrator import SCGPTIntegrator
+    from ._modal_cells import plain_cells
+    from ._multi import SCGPTMulti
     from ._scgpt import SCGPT
 
 __all__ = [
@@ -30,26 +33,27 @@ __all__ = [
     "Predicted",
     "SCGPTAnnotator",
     "SCGPTIntegrator",
+    "SCGPTMulti",
     "active_client",
     "choose_device",
     "embed_files",
     "embed_on_workers",
+    "plain_cells",
 ]
 
 
+_LATER = {
+    "SCGPT": "_scgpt",
+    "SCGPTAnnotator": "_annotator",
+    "SCGPTIntegrator": "_integrator",
+    "SCGPTMulti": "_multi",
+    "plain_cells": "_modal_cells",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """The classes of scvi-tools' kind load it when they are asked for: that takes seconds."""
-    if name == "SCGPT":
-        from ._scgpt import SCGPT
-
-        return SCGPT
-    if name == "SCGPTAnnotator":
-        from ._annotator import SCGPTAnnotator
-
-        return SCGPTAnnotator
-    if name == "SCGPTIntegrator":
-        from ._integrator import SCGPTIntegrator
-
-        return SCGPTIntegrator
+    """What loads scvi-tools, which takes seconds, is loaded when it is asked for."""
+    if name in _LATER:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

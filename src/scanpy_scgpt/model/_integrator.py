@@ -17,7 +17,7 @@ from scanpy_scgpt.metrics import batch_mixing, structure_kept
 from scanpy_scgpt.module.integrate import IntegrationModule
 from scanpy_scgpt.train import Watch
 
-from ._blocks import fit_block
+from ._blocks import Block, fit_block
 from ._joint import Joint
 from ._latent import positions_of
 from ._scgpt import SCGPT
@@ -72,6 +72,7 @@ class SCGPTIntegrator(SCGPT):
 
     _module_cls = IntegrationModule
     _keeps_expression = True
+    _always_bridged = False  # whether cells to come may lack a block that no cell lacks now
 
     def __init__(
         self,
@@ -157,8 +158,8 @@ class SCGPTIntegrator(SCGPT):
         """Settings of a training that is judged by the label-free criterion."""
         cells = self._cells()
         chosen = _sample(len(cells), _JUDGED // 2, self.rng_)
-        before, codes = self._coordinates(cells, chosen), cells.codes["batch"][chosen]
-        reference = before.get(EXPRESSION, before[NETWORK])
+        codes = self._batches_of(cells)[chosen]
+        reference = self._reference(self._coordinates(cells, chosen))
 
         def measure() -> float:
             vectors = _unit(self._vectors(cells, chosen))
@@ -171,20 +172,31 @@ class SCGPTIntegrator(SCGPT):
         by = {"early_stopping_monitor": f"{_WATCHED}_validation", "early_stopping_mode": "max"}
         return {**by, **kwargs, "callbacks": callbacks}
 
+    def _reference(self, coordinates: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Where a cell has the neighbours that it should keep."""
+        return coordinates.get(EXPRESSION, coordinates[NETWORK])
+
     def _start_value(self, splitter: TokenDataSplitter) -> float | None:
         return self.start_ if "cls" not in self.module.objectives else super()._start_value(splitter)
 
     def fit_joint(self) -> None:
         """Find components, alignments, and whether aligning pays; from the cells of the model."""
-        cells, seed = self._cells(), self.rng_
+        self._fit_on(self._cells())
+
+    def _fit_on(self, cells: LabelledCells) -> None:
+        seed = self.rng_
         codes = self._batches_of(cells)
         fitted = _sample(len(cells), _FITTED, seed)
         self.joint = self._new_joint(cells, fitted, codes)
         coordinates = self._coordinates(cells, np.arange(len(cells)))
         if len(np.unique(codes[codes >= 0])) > 1 and self.integration_["correct"] is not False:
             self.joint.align({name: x[fitted] for name, x in coordinates.items()}, codes[fitted], rng=seed)
-        self.joint.corrected = self._pays(coordinates, codes)
-        self.joint.bridge(coordinates, codes)
+        self._choose(self._pays(coordinates, codes), coordinates, codes)
+
+    def _choose(self, corrected: bool, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> None:  # noqa: FBT001
+        """Correct or not, and what fills gaps then."""
+        self.joint.corrected = corrected
+        self.joint.bridge(coordinates, codes, always=self._always_bridged)
 
     def _new_joint(self, cells: LabelledCells, fitted: np.ndarray, codes: np.ndarray) -> Joint:
         """Components of every block."""
@@ -203,16 +215,15 @@ class SCGPTIntegrator(SCGPT):
     def _coordinates(self, cells: LabelledCells, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Coordinates of cells in every block, float32, shape `(n, n_dims)`; NaN where a cell has nothing of it."""
         joint = self.joint or self._new_joint(cells, _sample(len(cells), _FITTED, self.rng_), self._batches_of(cells))
-        out = {}
-        for name, block in joint.blocks.items():
-            if block.kind == "vectors":
-                out[name] = block.project(self._vectors(cells, positions))
-            else:
-                out[name] = block.project(cells.expression[positions], cells.measured)
-        return out
+        return {name: self._block_coordinates(cells, name, block, positions) for name, block in joint.blocks.items()}
 
-    @staticmethod
-    def _batches_of(cells: LabelledCells) -> np.ndarray:
+    def _block_coordinates(self, cells: LabelledCells, name: str, block: Block, positions: np.ndarray) -> np.ndarray:
+        """Coordinates of cells in one block, `name`."""
+        if block.kind == "vectors":
+            return block.project(self._vectors(cells, positions))
+        return block.project(cells.expression[positions], cells.measured)
+
+    def _batches_of(self, cells: LabelledCells) -> np.ndarray:
         """Code of the batch of each cell; one for all where no batches were registered."""
         return np.asarray(cells.codes.get("batch", np.zeros(len(cells), dtype=np.int64)))
 
@@ -223,10 +234,11 @@ class SCGPTIntegrator(SCGPT):
             return False
         chosen = _sample(len(codes), _JUDGED, self.rng_)
         some = {name: x[chosen] for name, x in coordinates.items()}
-        start = self.joint.joined(some, codes[chosen], corrected=False)
-        self.measured_ = {}
+        self.measured_, start = {}, np.zeros((0, 0), dtype=np.float32)
         for name, corrected in (("uncorrected", False), ("corrected", True)):
-            vectors = self.joint.joined(some, codes[chosen], corrected=corrected)
+            self._choose(corrected, coordinates, codes)
+            vectors = self.joint.joined(some, codes[chosen])
+            start = vectors if not corrected else start
             mixing, kept = batch_mixing(vectors, codes[chosen]), structure_kept(start, vectors, codes[chosen])
             self.measured_[name] = {"mixing": float(mixing), "kept": float(kept)}
         gain = sum(self.measured_["corrected"].values()) - sum(self.measured_["uncorrected"].values())
@@ -261,24 +273,39 @@ class SCGPTIntegrator(SCGPT):
         cells = self._cells(adata)
         positions = positions_of(cells, indices)
         codes = self._batches_of(cells)
-        every = self._coordinates(cells, np.arange(len(cells)) if self._has_new(codes) else positions)
-        if self._has_new(codes):
+        new = self._has_new(cells, codes)
+        every = self._coordinates(cells, np.arange(len(cells)) if new else positions)
+        if new:
             self.joint.learn(every, codes)
             every = {name: x[positions] for name, x in every.items()}
         return self.joint.joined(every, codes[positions])
 
-    def _has_new(self, codes: np.ndarray) -> bool:
+    def _has_new(self, cells: LabelledCells, codes: np.ndarray) -> bool:
         """Whether a batch has no shifts yet."""
         if not self.joint.corrected:
             return False
-        known = [x.shifts.any(axis=(1, 2)) for x in self.joint.alignments.values() if x is not None]
-        present = np.unique(codes[codes >= 0])
-        return any(int(present.max(initial=-1)) >= len(some) or not some[present].all() for some in known)
+        for name, alignment in self.joint.alignments.items():
+            if alignment is None:
+                continue
+            known = alignment.shifts.any(axis=(1, 2))
+            present = np.unique(codes[(codes >= 0) & self._has(cells, name)])
+            if int(present.max(initial=-1)) >= len(known) or not known[present].all():
+                return True
+        return False
+
+    def _has(self, cells: LabelledCells, name: str) -> np.ndarray:
+        """Cells that have a block, bool, shape `(n_cells,)`."""
+        return np.ones(len(cells), dtype=bool)
 
     def _live_checkpoint(self, name: str | None = None) -> Checkpoint:
         """Without what is told about batches: other functions know no batches."""
-        live, encoder = super()._live_checkpoint(name), self.module.batch_encoder
-        mean = None if encoder is None else encoder(torch.tensor(-1, device=encoder.norm.weight.device)).detach()
+        live = super()._live_checkpoint(name)
+        told = [
+            part(torch.tensor(code, device=part.norm.weight.device)).detach()
+            for part, code in ((self.module.batch_encoder, -1), (self.module.modality_encoder, 0))
+            if part is not None
+        ]
+        mean = sum(told) if told else None
         norm = self.module.domain_norm
         info = {**live.info, "domain_norm": norm is not None and bool(norm.seen.any())}
         return replace(live, weights=untold(live.weights, mean), info=info)

@@ -73,13 +73,20 @@ class Joint:
                 there = np.isfinite(coordinates[name]).all(axis=1)
                 self.alignments[name] = alignment.with_batches(coordinates[name][there], batches[there])
 
-    def bridge(self, coordinates: Mapping[str, np.ndarray], batches: np.ndarray, *, penalty: float = 10.0) -> None:
-        """Ridge regression from each block to each that some cells lack, on the cells that have both."""
+    def bridge(
+        self,
+        coordinates: Mapping[str, np.ndarray],
+        batches: np.ndarray,
+        *,
+        penalty: float = 10.0,
+        always: bool = False,
+    ) -> None:
+        """Ridge regression from each block to each that some cells lack (`always`: to each); on cells with both."""
         moved = self.moved(coordinates, batches)
         whole = {name: np.isfinite(x).all(axis=1) for name, x in coordinates.items()}
         self.bridges = {}
         for to, x in moved.items():
-            if whole[to].all():
+            if whole[to].all() and not always:
                 continue
             for name, given in moved.items():
                 both = whole[to] & whole[name]

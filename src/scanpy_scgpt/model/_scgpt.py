@@ -152,7 +152,7 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
                 smoothing=smoothing,
                 head_layers=head_layers,
                 **counts,
-                **self._of_module,
+                **self._network_settings(),
             )
         self.load_report = fill(self.module, checkpoint)
         self._model_summary_string = (
@@ -161,6 +161,10 @@ class SCGPT(StoreMixin, QueryMixin, PredictMixin, LatentMixin, TrainingMixin, Ba
         )
         # not by _get_init_params, which knows the arguments of the subclass alone
         self.init_params_ = {"kwargs": {}, "non_kwargs": {**given, "model": checkpoint.label, "objectives": chosen}}
+
+    def _network_settings(self) -> dict[str, Any]:
+        """Settings of the network that a class adds."""
+        return dict(self._of_module)
 
     def _usual_objectives(self) -> tuple[Objective, ...]:
         if self._default_objectives is not None:

@@ -267,15 +267,19 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         own = manager is self.adata_manager
         if own and manager.id in self._tokens:
             return self._tokens[manager.id]
+        cells = self._made_cells(manager)
+        if own:
+            self._tokens = {manager.id: cells}
+        return cells
+
+    def _made_cells(self, manager: Any) -> LabelledCells:
+        """Tokens of the cells of a manager."""
         if self.include_zeros_ and self.panel_ is None:
             self.panel_ = self._panel(self.adata_manager)
         panel = None if self.panel_ is None else np.asarray(self.panel_)
         settings = {"min_genes": self.min_genes_, "panel": panel, "max_length": self.max_length_}
         kept = {"expression": self._keeps_expression, "others": self.other_genes_}
-        cells = tokenized(manager, self._checkpoint, **settings, **kept)
-        if own:
-            self._tokens = {manager.id: cells}
-        return cells
+        return tokenized(manager, self._checkpoint, **settings, **kept)
 
     def _panel(self, manager: Any) -> list[int]:
         """Genes of the cells, the one that most cells express first."""

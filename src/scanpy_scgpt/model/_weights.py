@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scanpy_scgpt.module.finetune import FineTuneModule
 
 _OPTIONAL = frozenset({"encoder.unknown"})
-_OF_THE_DATA = frozenset({"class_head", "adversary_head", "batch_encoder", "domain_norm"})
+_OF_THE_DATA = frozenset({"class_head", "adversary_head", "batch_encoder", "modality_encoder", "domain_norm"})
 _TOLD = {
     "expression_head.network.0.weight": 1,
     "expression_head.nonzero.0.weight": 1,
@@ -27,7 +27,7 @@ _TOLD = {
     "cell_to_gene_head.nonzero.bias": 0,
 }
 """Tensors that grow along an axis when a decoder is told the batch beside what it decodes."""
-_TELLING = ("batch_encoder.", "domain_norm.")
+_TELLING = ("batch_encoder.", "modality_encoder.", "domain_norm.")
 
 
 def fill(module: FineTuneModule, checkpoint: Checkpoint, *, own: bool = False) -> LoadReport:
@@ -84,7 +84,7 @@ def told(module: nn.Module) -> dict[str, np.ndarray]:
     state = module.state_dict()
     parts = (
         _TELLING
-        if getattr(module, "batch_encoder", None) is None
+        if all(getattr(module, name, None) is None for name in ("batch_encoder", "modality_encoder"))
         else (*_TELLING, "expression_head.", "cell_to_gene_head.")
     )
     return {f"told.{name}": x.detach().cpu().numpy() for name, x in state.items() if name.startswith(parts)}

@@ -8,20 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scanpy_scgpt import models
 from scanpy_scgpt._keys import UNS, IntegrateKeys
 from scanpy_scgpt._logging import get_logger, quiet
+from scanpy_scgpt._modalities import check_mudata, column_of, is_mudata
 from scanpy_scgpt._validate import check_anndata, check_key, copied, seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
+from ._mudata import BATCH, layers_of, lent
 from ._shallow import shallow
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
-    from scanpy_scgpt.model import SCGPTIntegrator
+    from scanpy_scgpt.model import SCGPTIntegrator, SCGPTMulti
 
 logger = get_logger(__name__)
 _SHOWN = 20_000  # cells that are shown in all epochs together, where nobody says how many epochs
@@ -30,12 +34,13 @@ _FEW = 3  # cells of a batch that tell nothing about it
 
 
 def integrate(
-    adata: AnnData,
+    adata: AnnData | MuData,
     batch_key: str | None = None,
     *,
     model: str | os.PathLike[str] | Checkpoint | SCGPTIntegrator | None = None,
-    layer: str | None = None,
+    layer: str | Mapping[str, str] | None = None,
     use_raw: bool | None = None,
+    modalities: Mapping[str, str] | None = None,
     max_epochs: int | None = None,
     objectives: Sequence[str] | None = None,
     domain_norm: bool = True,
@@ -53,8 +58,8 @@ def integrate(
     overwrite: bool = False,
     rng: int | np.random.Generator | None = 0,
     copy: bool = False,
-) -> AnnData | None:
-    """Bring the cells of all batches into one space :cite:p:`Cui2024`.
+) -> AnnData | MuData | None:
+    """Bring the cells of all batches, and of all modalities, into one space :cite:p:`Cui2024`.
 
     Fine-tunes a pretrained transformer on the cells (hidden genes, similar cells, an adversary that tries to name the
     batch), puts the principal components of its vectors beside those of expression, and lays the batches of both over
@@ -62,17 +67,24 @@ def integrate(
     batches mix, and how many of their neighbours inside their own batch cells keep. Training that does not pay is
     undone, a correction that does not pay is not made, and the receipt says so.
 
+    A MuData is taken as it is: RNA, proteins and chromatin of the same cells, of some of them, or of different ones
+    (:class:`scanpy_scgpt.model.SCGPTMulti`). Every cell gets a vector; what a cell lacks is filled from what it has.
+
     Parameters
     ----------
     adata
-        Cells, shape `(n_obs, n_vars)`; counts, or values in their order.
+        Cells, shape `(n_obs, n_vars)`; counts, or values in their order. Or a MuData of cells.
     batch_key
-        Column of `.obs` with the batches. Missing values are one batch more, and numbers become names.
+        Column of `.obs` (of a MuData: or of the modalities' `.obs`) with the batches. Missing values are one batch
+        more, and numbers become names.
     model
         Where the weights start, as in :func:`scanpy_scgpt.tl.embed`; or a trained integrator, or the folder of one:
         then nothing is trained, and its batches and new ones go into its space.
     layer, use_raw
-        Where the counts are.
+        Where the counts are; of a MuData a layer by the name of the modality.
+    modalities
+        Of a MuData: kind (`"rna"`, `"protein"`, `"atac"`) of each modality that takes part, by its name; by default
+        guessed from `feature_types`, names and the spelling of peaks, and said.
     max_epochs
         Passes over the cells; by default as many as show 20,000 cells, from 1 to 5. 0 leaves the network as it is.
     objectives
@@ -111,7 +123,9 @@ def integrate(
     `None`, or the copy if `copy=True`. Sets the fields
 
     `.obsm["X_scgpt_integrated"]` : :class:`numpy.ndarray` of float32, shape `(n_obs, 2 * n_components)`
-        Components of expression, then those of the network.
+        Components of expression, then those of the network; of a MuData those of each modality first.
+    `.obs["scgpt_modalities"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
+        Of a MuData: the modalities that a cell has, such as `rna+prot`.
     `.uns["scgpt"]["integrate"]` : :class:`dict`
         Model, settings, batches, mixing and kept neighbours with and without correction, best epoch.
 
@@ -132,25 +146,34 @@ def integrate(
     >>> sc.pp.neighbors(adata, use_rep="X_scgpt_integrated")
     """
     started, seed = time.perf_counter(), seed_of(rng)
-    check_anndata(adata, function="tl.integrate", copy=copy)
     keys = IntegrateKeys.named(key_added)
-    _check(adata, batch_key, save=save, overwrite=overwrite, max_epochs=max_epochs, key=keys.obsm)
-    cells, where = shallow(adata, layer=layer, use_raw=use_raw)
-    if batch_key is not None:
-        cells.obs["batch"] = adata.obs[batch_key].to_numpy()
-        _note_batches(adata, batch_key)
+    if modal := is_mudata(adata):
+        check_mudata(adata, function="tl.integrate")
+    else:
+        check_anndata(adata, function="tl.integrate", copy=copy)
+    batches = _batches(adata, batch_key)
+    _check(adata, modal=modal, save=save, overwrite=overwrite, max_epochs=max_epochs, key=keys.obsm)
+    adata = copied(adata) if copy else adata
     made = {"objectives": objectives, "domain_norm": domain_norm, "include_zeros": include_zeros}
     made |= {"network_weight": network_weight, "correct": correct, "min_genes": min_genes, "rng": seed % 2**31}
     made |= {"n_top_genes": n_top_genes, "n_components": n_components}
-    training = {"max_epochs": epochs_for(cells.n_obs) if max_epochs is None else max_epochs, "freeze": freeze}
+    training = {"max_epochs": epochs_for(adata.n_obs) if max_epochs is None else max_epochs, "freeze": freeze}
     training |= {"early_stopping": early_stopping, "device": device}
+    given = trained(model, modal=modal)
     with quiet("scvi", "scanpy_scgpt.data.fields"):
-        given = trained(model)
-        integrator = query(given, cells, device=device) if given is not None else None
-        if integrator is None:
-            integrator = _fitted(cells, model, made, training)
-        vectors = integrator.get_latent_representation()
-    adata = copied(adata) if copy else adata
+        if modal:
+            setup = {"modalities": modalities, "layers": layers_of(layer)}
+            with lent(adata, batches) as cells:
+                integrator, where = _of_mudata(cells, given, model, made, training, setup), "mod"
+                vectors = integrator.get_latent_representation()
+                codes, names = integrator.patterns()
+            adata.obs[keys.modalities] = pd.Categorical.from_codes(codes, categories=names)
+        else:
+            cells, where = shallow(adata, layer=layer, use_raw=use_raw)
+            if batches is not None:
+                cells.obs["batch"] = batches.to_numpy()
+            integrator = _of_anndata(cells, given, model, made, training)
+            vectors = integrator.get_latent_representation()
     adata.obsm[keys.obsm] = vectors
     record = {**record_of(integrator, training, applied=given is not None), "source": where, "seed": str(seed)}
     record |= {"batch_key": batch_key or "", "n_cells": adata.n_obs, "key": keys.obsm, "version": __version__}
@@ -159,7 +182,7 @@ def integrate(
     if save is not None:
         integrator.save(save, overwrite=overwrite)
     receipt(record)
-    if model is None and (better := models.better_than_default(adata)):
+    if model is None and not modal and (better := models.better_than_default(adata)):
         logger.info("integrate: %s", better)
     return adata if copy else None
 
@@ -169,14 +192,14 @@ def epochs_for(n_obs: int) -> int:
     return int(np.clip(round(_SHOWN / max(n_obs, 1)), 1, _MOST_EPOCHS))
 
 
-def trained(model: Any) -> SCGPTIntegrator | None:
+def trained(model: Any, *, modal: bool = False) -> SCGPTIntegrator | None:
     """An integrator, or what a folder of one holds; None for anything else."""
-    from scanpy_scgpt.model import SCGPTIntegrator
+    from scanpy_scgpt.model import SCGPTIntegrator, SCGPTMulti
 
     if isinstance(model, SCGPTIntegrator):
         return model
     if isinstance(model, str | os.PathLike) and os.path.isfile(os.path.join(model, "model.json")):  # noqa: PTH113, PTH118
-        return SCGPTIntegrator.load(model, adata=False, accelerator="cpu")
+        return (SCGPTMulti if modal else SCGPTIntegrator).load(model, adata=False, accelerator="cpu")
     return None
 
 
@@ -187,9 +210,37 @@ def query(integrator: SCGPTIntegrator, cells: AnnData, *, device: str) -> SCGPTI
     return type(integrator).load_query_data(cells, integrator, **where)
 
 
-def _fitted(cells: AnnData, model: Any, settings: Mapping[str, Any], training: Mapping[str, Any]) -> SCGPTIntegrator:
+def _of_mudata(
+    mdata: MuData,
+    given: SCGPTIntegrator | None,
+    model: Any,
+    settings: Mapping[str, Any],
+    training: Mapping[str, Any],
+    setup: Mapping[str, Any],
+) -> SCGPTMulti:
+    """A trained model on other cells, or one that is trained on these."""
+    from scanpy_scgpt.model import SCGPTMulti
+
+    if given is not None:
+        return query(given, mdata, device=training["device"])
+    SCGPTMulti.setup_mudata(mdata, batch_key=BATCH if BATCH in mdata.obs else None, **setup)
+    integrator = SCGPTMulti(mdata, model=model, **settings)
+    train(integrator, training)
+    return integrator
+
+
+def _of_anndata(
+    cells: AnnData,
+    given: SCGPTIntegrator | None,
+    model: Any,
+    settings: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> SCGPTIntegrator:
+    """A trained model on other cells, or one that is trained on these."""
     from scanpy_scgpt.model import SCGPTIntegrator
 
+    if given is not None:
+        return query(given, cells, device=training["device"])
     SCGPTIntegrator.setup_anndata(cells, batch_key="batch" if "batch" in cells.obs else None)
     integrator = SCGPTIntegrator(cells, model=model, **settings)
     train(integrator, training)
@@ -208,17 +259,28 @@ def train(integrator: SCGPTIntegrator, training: Mapping[str, Any]) -> None:
     )
 
 
-def _check(adata: AnnData, batch_key: str | None, *, save: Any, overwrite: bool, max_epochs: Any, key: str) -> None:
+def _batches(adata: AnnData | MuData, batch_key: str | None) -> pd.Series | None:
+    """The batch of each cell."""
+    if batch_key is None:
+        return None
+    if is_mudata(adata):
+        column = column_of(adata, batch_key)
+    else:
+        check_key(adata.obs, batch_key, where="adata.obs")
+        column = adata.obs[batch_key]
+    _note_batches(column, batch_key)
+    return column
+
+
+def _check(adata: AnnData | MuData, *, modal: bool, save: Any, overwrite: bool, max_epochs: Any, key: str) -> None:
     """What can be refused before anything is trained."""
     if save is not None:
         from scanpy_scgpt.model import SCGPTIntegrator
 
         SCGPTIntegrator.check_place(save, overwrite=overwrite)
     if not adata.n_obs:
-        msg = "adata has no cells. Look at the filter that it comes out of."
+        msg = f"{'mdata' if modal else 'adata'} has no cells. Look at the filter that it comes out of."
         raise ValueError(msg)
-    if batch_key is not None:
-        check_key(adata.obs, batch_key, where="adata.obs")
     if max_epochs is not None and (not isinstance(max_epochs, int) or max_epochs < 0):
         msg = f"max_epochs={max_epochs!r}: a whole number, 0 for the network as it is, or None."
         raise ValueError(msg)
@@ -227,9 +289,8 @@ def _check(adata: AnnData, batch_key: str | None, *, save: Any, overwrite: bool,
         raise ValueError(msg)
 
 
-def _note_batches(adata: AnnData, batch_key: str) -> None:
+def _note_batches(column: pd.Series, batch_key: str) -> None:
     """What is unusual about the batches."""
-    column = adata.obs[batch_key]
     sizes = column.value_counts()
     sizes = sizes[sizes > 0]
     if n_missing := int(column.isna().sum()):

@@ -1,7 +1,10 @@
 """Counts to tokens: vocabulary, gene matching, value bins, selection. Numpy and numba only."""
 
+from scanpy_scgpt._modalities import PEAK
+
 from ._binning import TIES, bin_row_reference, bin_rows
 from ._encode import Tokenizer, TokenizerConfig
+from ._features import PROTEIN_PREFIX, kinds_of_tokens, match_peaks, peak_tokens, protein_tokens
 from ._genes import GeneMatch, GeneMatchError, GeneTable, match_genes, require_enough
 from ._hash import cell_keys, gene_draws
 from ._select import SELECT
@@ -13,6 +16,8 @@ __all__ = [
     "CLS",
     "EOC",
     "PAD",
+    "PEAK",
+    "PROTEIN_PREFIX",
     "SELECT",
     "SPECIAL_TOKENS",
     "TIES",
@@ -27,7 +32,11 @@ __all__ = [
     "bin_rows",
     "cell_keys",
     "gene_draws",
+    "kinds_of_tokens",
     "match_genes",
+    "match_peaks",
+    "peak_tokens",
+    "protein_tokens",
     "require_enough",
     "with_zeros",
 ]

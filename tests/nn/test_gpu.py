@@ -68,3 +68,17 @@ def test_generative_attention_forward_and_backward(dtype, padded, n_known, lengt
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=tolerance * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_training_in_half_precision_makes_no_plan_for_each_shape(padded):
+    attention = SelfAttention(d_model=64, n_heads=4, dropout=0.0).to("cuda", torch.bfloat16)
+    padding = torch.arange(37, device="cuda")[None, :] >= torch.tensor([37, 20], device="cuda")[:, None]
+    out = attention(torch.randn(2, 37, 64, device="cuda", dtype=torch.bfloat16), padding if padded else None)
+    names, steps = set(), [out.grad_fn]
+    while steps:
+        step = steps.pop()
+        names.add(step.name())
+        steps.extend(before for before, _ in step.next_functions if before is not None)
+    assert any("Attention" in name for name in names)
+    assert not any("Cudnn" in name for name in names)

@@ -9,17 +9,20 @@ It is computed without a `length x length` mask: one call for all queries on the
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._fused import Fused, find_fused
 from ._linear import Linear
 from ._packed import Segments, attend_cells, packed_attention
 
 _SHORT = 512  # tokens up to which training in bfloat16 on a CPU is faster when attention alone is in float32
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class _KnownPlusSelf(torch.autograd.Function):
@@ -30,27 +33,25 @@ class _KnownPlusSelf(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, fused: Fused, q: Tensor, k: Tensor, v: Tensor, n: int, bias: Tensor | None) -> Tensor:
-        attended, whole, rest = fused.forward(q, k[:, :, :n], v[:, :, :n], bias)
-        lse = whole[:, :, n : q.shape[2]]  # float32 for half precision, else the dtype of q
+        out, lse, rest = fused.forward(q, k[:, :, :n], v[:, :, :n], bias)
+        merged = lse[:, :, n : q.shape[2]]  # float32 for half precision, else the dtype of q
         own = (q[:, :, n:] * k[:, :, n:]).sum(-1).to(lse.dtype) / math.sqrt(q.shape[-1])
-        weight = torch.sigmoid(lse - own).unsqueeze(-1).to(q.dtype)
-        out = attended.clone()
-        out[:, :, n:] = weight * attended[:, :, n:] + (1 - weight) * v[:, :, n:]
-        merged = whole.clone()
-        merged[:, :, n : q.shape[2]] = torch.logaddexp(lse, own)
-        ctx.save_for_backward(q, k, v, out, merged, 1 - weight, bias)
+        own_weight = torch.sigmoid(own - merged).unsqueeze(-1).to(q.dtype)
+        out[:, :, n:].lerp_(v[:, :, n:], own_weight)
+        merged.copy_(torch.logaddexp(merged, own))
+        ctx.save_for_backward(q, k, v, out, lse, own_weight, bias)
         ctx.fused, ctx.n_known, ctx.rest = fused, n, rest
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None, None]:
-        q, k, v, out, merged, own_weight, bias = ctx.saved_tensors
+        q, k, v, out, lse, own_weight, bias = ctx.saved_tensors
         n = ctx.n_known
         # With the log-sum-exp of the merged softmax the kernel's gradients on the known keys are exact.
-        dq, dk, dv = ctx.fused.backward(grad, q, k[:, :, :n], v[:, :, :n], bias, out, merged, ctx.rest)
+        dq, dk, dv = ctx.fused.backward(grad, q, k[:, :, :n], v[:, :, :n], bias, out, lse, ctx.rest)
         g = grad[:, :, n:]
         ds = own_weight * (g * (v[:, :, n:] - out[:, :, n:])).sum(-1, keepdim=True) / math.sqrt(q.shape[-1])
-        dq = torch.cat([dq[:, :, :n], dq[:, :, n:] + ds * k[:, :, n:]], dim=2)
+        dq[:, :, n:].addcmul_(ds, k[:, :, n:])
         return None, dq, torch.cat([dk, ds * q[:, :, n:]], dim=2), torch.cat([dv, own_weight * g], dim=2), None, None
 
 
@@ -103,6 +104,12 @@ def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def _kernels_for(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Leaves out cuDNN's attention, which PyTorch prefers on some GPUs: it plans anew for each shape of a batch."""
+    half = dtype in {torch.float16, torch.bfloat16}
+    return sdpa_kernel(_KERNELS) if device.type == "cuda" and half else nullcontext()
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection (rows: q, k, v; heads contiguous inside each)."""
 
@@ -121,7 +128,8 @@ class SelfAttention(nn.Module):
         mask = None if padding is None else ~padding[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
         q, k, v = _widened(*self._qkv(x))
-        with torch.autocast(q.device.type, enabled=False):  # it would take the products back to half precision
+        autocast = torch.autocast(q.device.type, enabled=False)  # it would take the products back to half precision
+        with autocast, _kernels_for(q.device, q.dtype):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(-2))
 

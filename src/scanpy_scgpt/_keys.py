@@ -127,3 +127,20 @@ TOKENIZE = TokenizeKeys()
 EMBED = EmbedKeys()
 GENERATE = LayerKeys("scgpt_generated", "scgpt_generated_sd", "generate")
 DENOISE = LayerKeys("scgpt_denoised", "scgpt_denoised_sd", "denoise")
+
+
+@dataclass(frozen=True)
+class ImputeKeys:
+    """Slots of `tl.impute_modality`: prediction and interval in `.obsm`."""
+
+    obsm: str
+    lower: str
+    upper: str
+    uns: str
+
+    @classmethod
+    def named(cls, modality: str, key_added: str | None) -> ImputeKeys:
+        """Slots for a modality, or for a given `key_added`."""
+        name = f"scgpt_{modality}" if key_added is None else key_added
+        uns = f"impute_{modality if key_added is None else key_added}"
+        return cls(name, f"{name}_lower", f"{name}_upper", uns)

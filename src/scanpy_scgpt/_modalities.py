@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from ._logging import get_logger
+from ._counts import choose_counts
+from ._logging import get_logger, quiet
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -247,3 +249,29 @@ def check_mudata(mdata: MuData, *, function: str) -> None:
     if not mdata.n_obs:
         msg = "mdata has no cells. Look at the filter that it comes out of."
         raise ValueError(msg)
+
+
+def values_of(adata: AnnData, kind: Kind, layer: str | None = None) -> tuple[sparse.csr_matrix, str]:
+    """Counts of a modality, or values in their order that can stand for counts; CSR float32, and what they are.
+
+    Proteins may be negative (centred log ratios): they are shifted by the least value of the cell, which keeps ranks
+    and differences of logarithms.
+
+    Raises
+    ------
+    ValueError
+        For NaN, and for negative values of genes and peaks.
+    """
+    if kind == "protein":
+        matrix = adata.layers[layer] if layer else adata.layers.get("counts", adata.X)
+        low = matrix.min() if matrix is not None and min(matrix.shape) and not hasattr(matrix, "dask") else 0
+        if low < 0:
+            x = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float32)
+            return sparse.csr_matrix(np.expm1(x - x.min(axis=1, keepdims=True))), "negative values, taken as log ratios"
+    with quiet("scanpy_scgpt._counts"):
+        source = choose_counts(adata, layer=layer)
+    values = source.rows(0, source.n_obs).astype(np.float32)
+    found = source.kind()
+    if found == "log-normalised values" and kind != "atac":
+        values = values.expm1()
+    return sparse.csr_matrix(values), f"{source.where} ({found})"

@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import BaseAnnDataField
 
-from scanpy_scgpt._counts import CountSource, choose_counts
 from scanpy_scgpt._logging import get_logger, quiet
-from scanpy_scgpt._modalities import Kind, Modality, column_of, find_modalities, own_features, patterns, rows_of
-from scanpy_scgpt.disk import as_cells
+from scanpy_scgpt._modalities import (
+    Kind,
+    Modality,
+    column_of,
+    find_modalities,
+    own_features,
+    patterns,
+    rows_of,
+    values_of,
+)
 from scanpy_scgpt.tokenizer import match_peaks, peak_tokens, protein_tokens
 
 from .fields import CategoryField
@@ -128,6 +134,7 @@ class ModalitiesField(BaseAnnDataField):
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
         """Names of modalities, tokens of features, names of the genes, sizes."""
+        self.validate_field(mdata)
         found = self.found(mdata)
         state = self._shared(mdata, found)
         for one in found:
@@ -227,29 +234,3 @@ def _require_shared(one: Modality, names: pd.Index, features: list[str]) -> None
         raise ValueError(msg)
     if share < _MANY_SHARED:
         logger.warning("%s of the peaks of %r overlap those of the model.", f"{share:.0%}", one.name)
-
-
-def values_of(adata: AnnData, kind: Kind, layer: str | None = None) -> tuple[sparse.csr_matrix, str]:
-    """Counts of a modality, or values in their order that can stand for counts; CSR float32, and what they are.
-
-    Proteins may be negative (centred log ratios): they are shifted by the least value of the cell, which keeps ranks
-    and differences of logarithms.
-
-    Raises
-    ------
-    ValueError
-        For NaN, and for negative values of genes and peaks.
-    """
-    if kind == "protein":
-        matrix = adata.layers[layer] if layer else adata.layers.get("counts", adata.X)
-        low = matrix.min() if matrix is not None and min(matrix.shape) and not hasattr(matrix, "dask") else 0
-        if low < 0:
-            x = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float32)
-            return sparse.csr_matrix(np.expm1(x - x.min(axis=1, keepdims=True))), "negative values, taken as log ratios"
-    with quiet("scanpy_scgpt._counts"):
-        source: CountSource = choose_counts(as_cells(adata), layer=layer)
-    values = source.rows(0, source.n_obs).astype(np.float32)
-    found = source.kind()
-    if found == "log-normalised values" and kind != "atac":
-        values = values.expm1()
-    return sparse.csr_matrix(values), f"{source.where} ({found})"

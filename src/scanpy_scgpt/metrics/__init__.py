@@ -5,6 +5,7 @@ from ._calibration import calibration_error, prediction_sets, reliability
 from ._embed import Agreement, knn_agreement
 from ._integrate import integration, scib
 from ._mixing import batch_mixing, structure_kept
+from ._multimodal import foscttm, imputation, modality_mixing
 from ._paired import paired_difference
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "annotation",
     "batch_mixing",
     "calibration_error",
+    "foscttm",
+    "imputation",
     "integration",
     "knn_agreement",
     "macro_f1_interval",
+    "modality_mixing",
     "paired_difference",
     "per_class",
     "prediction_sets",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from scanpy_scgpt._modalities import KINDS, Kind, Modality, rows_of
+from scanpy_scgpt._modalities import KINDS, Kind, Modality, rows_of, values_of
 from scanpy_scgpt.data import LabelledCells, Part
 from scanpy_scgpt.data.fields import CategoryField
-from scanpy_scgpt.data.modal_fields import ModalitiesField, columns_among, values_of
+from scanpy_scgpt.data.modal_fields import ModalitiesField, columns_among
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import Tokenizer, Tokens, kinds_of_tokens
 
@@ -70,6 +70,7 @@ def cells_of(
     budgets: Mapping[str, int] | None = None,
     others: Sequence[str] | None = (),
     codes: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
 ) -> LabelledCells:
     """Tokens and counts of all cells of a MuData; a cell without a modality has no tokens of it.
 
@@ -95,6 +96,8 @@ def cells_of(
         Genes outside the vocabulary whose counts are kept too; None for all that there are.
     codes
         Of :class:`LabelledCells`.
+    seed
+        Of random ties, and of the choice of features in long cells.
     """
     found = [one for one in found if one.kind == "rna" or len(features.get(one.kind, ()))]
     found.sort(key=lambda one: KINDS.index(one.kind))
@@ -105,9 +108,10 @@ def cells_of(
     for one in found:
         rows = rows_of(mdata, one.name)
         if one.kind == "rna":
-            made, own, others = _genes(mdata, field, one, checkpoint, room["rna"], min_genes, others)
+            settings = {"min_genes": min_genes, "others": others, "seed": seed}
+            made, own, others = _genes(mdata, field, one, checkpoint, room["rna"], **settings)
         else:
-            made, own = _features(mdata, field, one, checkpoint, room[one.kind], features[one.kind])
+            made, own = _features(mdata, field, one, checkpoint, room[one.kind], features[one.kind], seed)
         tokens.append(_spread(made, rows))
         parts[one.kind] = Part(_spread_rows(own.counts, rows), rows >= 0, own.measured)
     vocab = checkpoint.vocab
@@ -123,6 +127,7 @@ def plain_cells(
     layers: Mapping[str, str] | None = None,
     gene_symbols: str | None = None,
     min_genes: int = 200,
+    seed: int = 0,
 ) -> LabelledCells:
     """Cells of a MuData for a checkpoint as it is: genes, and the proteins and peaks that it knows.
 
@@ -136,13 +141,15 @@ def plain_cells(
         Of :meth:`scanpy_scgpt.model.SCGPTMulti.setup_mudata`.
     min_genes
         Fewest genes that must be found.
+    seed
+        Of random ties, and of the choice of features in long cells.
     """
     field = ModalitiesField(modalities, layers=layers, gene_symbols=gene_symbols)
     field.validate_field(mdata)
     tokens = np.asarray(checkpoint.vocab.tokens, dtype=object)
     kinds = kinds_of_tokens(checkpoint.vocab.tokens)
     features = {kind: tokens[kinds == i].tolist() for i, kind in enumerate(KINDS) if kind != "rna"}
-    settings = {"min_genes": min_genes, "max_length": checkpoint.tokenizer.max_length}
+    settings = {"min_genes": min_genes, "max_length": checkpoint.tokenizer.max_length, "seed": seed}
     return cells_of(mdata, field, field.found(mdata), checkpoint, features, **settings)
 
 
@@ -152,12 +159,14 @@ def _genes(
     one: Modality,
     checkpoint: Checkpoint,
     room: int,
+    *,
     min_genes: int,
     others: Sequence[str] | None,
+    seed: int,
 ) -> tuple[Tokens, Part, Sequence[str]]:
     config = checkpoint.tokenizer.updated(max_length=room + 1)
     where = {"layer": field.layer_of(mdata, one), "gene_symbols": field.gene_symbols, "min_genes": min_genes}
-    cells = CellTokens(field.part(mdata, one), checkpoint, config, **where)
+    cells = CellTokens(field.part(mdata, one), checkpoint, config, **where, seed=seed)
     tokens = Tokens.concatenate(list(cells))
     ids, others = _with_others(cells, len(checkpoint.vocab), others)
     counts = _expression(cells, ids, len(checkpoint.vocab) + len(others))
@@ -165,7 +174,13 @@ def _genes(
 
 
 def _features(
-    mdata: MuData, field: ModalitiesField, one: Modality, checkpoint: Checkpoint, room: int, features: Sequence[str]
+    mdata: MuData,
+    field: ModalitiesField,
+    one: Modality,
+    checkpoint: Checkpoint,
+    room: int,
+    features: Sequence[str],
+    seed: int,
 ) -> tuple[Tokens, Part]:
     adata = field.part(mdata, one)
     values, _ = values_of(adata, one.kind, field.layer_of(mdata, one))
@@ -177,7 +192,7 @@ def _features(
     )
     counts.sort_indices()
     tokenizer = Tokenizer(checkpoint.vocab, checkpoint.tokenizer.updated(max_length=room + 1))
-    tokens = tokenizer.encode(counts, checkpoint.vocab.ids(list(features)), np.asarray(adata.obs_names))
+    tokens = tokenizer.encode(counts, checkpoint.vocab.ids(list(features)), np.asarray(adata.obs_names), seed=seed)
     return tokens, Part(counts, np.ones(len(tokens), dtype=bool), np.unique(columns[known]))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +15,7 @@ import pandas as pd
 from scanpy_scgpt import models
 from scanpy_scgpt._keys import EMBED, UNS, EmbedKeys
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._modalities import is_mudata
 from scanpy_scgpt._types import Backend, Pooling, Precision, Select, Ties
 from scanpy_scgpt._validate import check_anndata, check_one_of, copied, file_paths, seed_of
 from scanpy_scgpt._version import __version__
@@ -21,18 +23,20 @@ from scanpy_scgpt.io import Checkpoint, CheckpointError
 from scanpy_scgpt.model import CellFiles, CellTokens, Embedder, active_client, embed_on_workers
 
 from ._embed_files import check_places, embed_to_file
+from ._embed_mudata import embed_mudata
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 logger = get_logger(__name__)
 
 
 def embed(
-    data: AnnData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    data: AnnData | MuData | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     model: str | os.PathLike[str] | Checkpoint | None = None,
     *,
-    layer: str | None = None,
+    layer: str | Mapping[str, str] | None = None,
     use_raw: bool | None = None,
     gene_symbols: str | None = None,
     gene_table: pd.DataFrame | None = None,
@@ -53,7 +57,7 @@ def embed(
     overwrite: bool = False,
     shard: tuple[int, int] | None = None,
     copy: bool = False,
-) -> AnnData | Path | None:
+) -> AnnData | MuData | Path | None:
     """Embed cells with a pretrained scGPT transformer, zero-shot :cite:p:`Cui2024`.
 
     Makes its own tokens from the counts, also after :func:`scanpy_scgpt.pp.tokenize`, whose layer is for your eyes and
@@ -68,14 +72,15 @@ def embed(
     Parameters
     ----------
     data
-        Cells, shape `(n_obs, n_vars)`: an AnnData in memory, backed or with dask arrays, dense or sparse (MuData: pass
-        one modality); or the path of an `.h5ad`, `.zarr` or `.h5mu` file (its modality `rna`), or a list of paths,
+        Cells, shape `(n_obs, n_vars)`: an AnnData in memory, backed or with dask arrays, dense or sparse; a MuData,
+        whose cells are embedded by the modalities that they have (a cell has NaN when the checkpoint knows none of its
+        features); or the path of an `.h5ad`, `.zarr` or `.h5mu` file (its modality `rna`), or a list of paths,
         whose genes may differ.
     model
         Name out of `models.available()`, folder of a checkpoint (ours or of the original release), a checkpoint, or
         `None` for `settings.model`.
     layer, use_raw, gene_symbols, gene_table
-        Where counts and gene names are; see :func:`scanpy_scgpt.pp.tokenize`.
+        Where counts and gene names are; see :func:`scanpy_scgpt.pp.tokenize`. Of a MuData a layer by modality.
     max_length
         Longest sequence with `<cls>`; the checkpoint's own by default.
     select
@@ -151,7 +156,8 @@ def embed(
     """
     paths = file_paths(data)
     check_places(paths, out, shard, verb="tl.embed")
-    if paths is None:
+    modal = paths is None and is_mudata(data)
+    if paths is None and not modal:
         check_anndata(data, function="tl.embed", copy=copy)
     elif gene_embeddings or copy:
         msg = "tl.embed of files writes neither gene_embeddings nor a copy. Leave both out."
@@ -171,9 +177,13 @@ def embed(
     check_one_of(pooling, get_args(Pooling), name="pooling")
     config = checkpoint.tokenizer.updated(max_length=max_length, select=select, ties=ties)
     where = {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols, "gene_table": gene_table}
+    engine = {"device": device, "max_tokens": max_tokens, "precision": precision, "backend": backend}
+    if modal:
+        settings = {"layer": layer, "gene_symbols": gene_symbols, "min_genes": min_genes, "normalize": normalize}
+        known, embedder = replace(checkpoint, tokenizer=config), Embedder(checkpoint, pooling=pooling, **engine)
+        return embed_mudata(data, known, embedder, keys=keys, copy=copy, seed=seed, **settings)
     make = CellTokens if paths is None else CellFiles
     cells = make(data if paths is None else paths, checkpoint, config, **where, min_genes=min_genes, seed=seed)
-    engine = {"device": device, "max_tokens": max_tokens, "precision": precision, "backend": backend}
     embedder = Embedder(checkpoint, pooling=pooling, **engine)
     if paths is not None:
         return embed_to_file(

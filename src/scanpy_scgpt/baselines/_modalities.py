@@ -1,0 +1,383 @@
+"""The opponents of `tl.integrate` and `tl.impute_modality` for a MuData."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.linear_model import RidgeCV
+from sklearn.neighbors import KNeighborsRegressor
+
+from scanpy_scgpt._logging import quiet
+from scanpy_scgpt._modalities import (
+    check_mudata,
+    column_of,
+    find_modalities,
+    own_features,
+    patterns,
+    rows_of,
+    values_of,
+)
+from scanpy_scgpt._optional import require
+from scanpy_scgpt._validate import check_one_of
+
+from ._integrate import Integration
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+_LOUD = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning", "scvi", "mofapy2")
+_NEIGHBOURS = 25
+
+
+class _Task:
+    """What the methods are given: matrices of all cells, zero rows where a cell lacks a modality."""
+
+    def __init__(self, mdata: MuData, batch_key: str | None, n_top_genes: int, n_comps: int, rng: int) -> None:
+        self.n_comps, self.rng, self.max_epochs = n_comps, rng, None
+        self.n_obs, self.names = mdata.n_obs, np.asarray(mdata.obs_names)
+        self.counts: dict[str, sparse.csr_matrix] = {}
+        self.features: dict[str, pd.Index] = {}
+        self.there: dict[str, np.ndarray] = {}
+        with quiet("scanpy_scgpt._modalities"):
+            for one in find_modalities(mdata):
+                mod = mdata.mod[one.name]
+                mine = own_features(mod, one.kind)
+                values, _ = values_of(mod if mine.all() else mod[:, mine], one.kind)
+                rows = rows_of(mdata, one.name)
+                empty = sparse.csr_matrix((1, values.shape[1]), dtype=values.dtype)
+                stacked = sparse.vstack([values, empty], format="csr")
+                self.counts[one.kind] = stacked[np.where(rows < 0, values.shape[0], rows)]
+                self.features[one.kind] = mod.var_names[mine]
+                self.there[one.kind] = rows >= 0
+        if "rna" in self.counts:
+            self._keep_variable(n_top_genes)
+        codes, listed = patterns(self.there)
+        batch = np.full(self.n_obs, "all") if batch_key is None else column_of(mdata, batch_key).astype(str).to_numpy()
+        self.batch = batch
+        self.groups = np.asarray([f"{b}|{listed[c]}" for b, c in zip(batch, codes, strict=True)])
+
+    def _keep_variable(self, n: int) -> None:
+        """The highly variable genes alone."""
+        there = self.there["rna"]
+        cells = sc.AnnData(_logged(self.counts["rna"][there]))
+        if n < cells.n_vars:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                table = sc.pp.highly_variable_genes(cells, n_top_genes=n, inplace=False)
+            chosen = np.flatnonzero(table["highly_variable"].to_numpy())
+            self.counts["rna"], self.features["rna"] = self.counts["rna"][:, chosen], self.features["rna"][chosen]
+
+    @cached_property
+    def scaled(self) -> Mapping[str, np.ndarray | sparse.csr_matrix]:
+        """Values that components are made of."""
+        out = {}
+        for kind, x in self.counts.items():
+            if kind == "rna":
+                out[kind] = _logged(x)
+            elif kind == "protein":
+                logged = x.log1p().toarray()
+                out[kind] = logged - logged.mean(axis=1, keepdims=True)
+            else:
+                share = np.asarray((x != 0).mean(axis=0)).ravel()
+                out[kind] = _logged(x) @ sparse.diags(np.log1p(1 / np.maximum(share, 1 / len(share))))
+        return out
+
+    @cached_property
+    def components(self) -> Mapping[str, np.ndarray]:
+        """Principal components of each modality, of spread 1, `(n_cells, n_comps)`; zero where a cell lacks it."""
+        out = {}
+        for kind, x in self.scaled.items():
+            there = self.there[kind]
+            n = min(self.n_comps, min(x[there].shape) - 1)
+            if kind == "atac":
+                found = TruncatedSVD(n + 1, random_state=self.rng).fit_transform(x[there])[:, 1:]
+            else:
+                found = sc.pp.pca(x[there], n_comps=n, random_state=self.rng)
+            out[kind] = np.zeros((self.n_obs, found.shape[1]), dtype=np.float32)
+            out[kind][there] = found / max(float(found.std()), 1e-6)
+        return out
+
+
+def _logged(x: sparse.csr_matrix) -> sparse.csr_matrix:
+    total = np.asarray(x.sum(axis=1), dtype=np.float32).ravel()
+    factor = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)
+    return sparse.csr_matrix(sparse.diags(factor) @ x).log1p()
+
+
+@contextlib.contextmanager
+def _silent(rng: int) -> Iterator[None]:
+    """Other packages say nothing, and the global random state stays as it was."""
+    import scvi
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    before, seed = scvi.settings.verbosity, scvi.settings.seed
+    with (
+        warnings.catch_warnings(),
+        isolate_rng(),
+        quiet(*_LOUD, level=logging.ERROR),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            scvi.settings.verbosity, scvi.settings.seed = logging.ERROR, rng
+            yield
+        finally:
+            scvi.settings.verbosity, scvi.settings.seed = before, seed
+
+
+def _pca(task: _Task) -> np.ndarray:
+    return np.concatenate(list(task.components.values()), axis=1)
+
+
+def _harmony(task: _Task) -> np.ndarray:
+    import harmonypy
+
+    x = _pca(task).astype(np.float64)
+    if len(np.unique(task.groups)) < 2:  # noqa: PLR2004 - nothing to lay over
+        return x
+    with quiet("harmonypy", level=logging.ERROR):
+        names = pd.DataFrame({"batch": task.groups})
+        return harmonypy.run_harmony(x, names, "batch", verbose=False, random_state=task.rng).Z_corr
+
+
+def _totalvi_model(task: _Task) -> Any:
+    import scvi
+
+    _require(task, "totalVI", "rna", "protein")
+    cells = sc.AnnData(sparse.csr_matrix(np.rint(task.counts["rna"])), obs=pd.DataFrame({"batch": task.groups}))
+    cells.obs_names = cells.obs_names.astype(str)
+    cells.obsm["protein"] = pd.DataFrame(
+        np.rint(task.counts["protein"].toarray()), index=cells.obs_names, columns=task.features["protein"]
+    )
+    scvi.model.TOTALVI.setup_anndata(cells, protein_expression_obsm_key="protein", batch_key="batch")
+    model = scvi.model.TOTALVI(cells)
+    model.train(max_epochs=task.max_epochs or 200, accelerator="cpu", **_QUIET)
+    return model
+
+
+_QUIET = {"enable_progress_bar": False}
+
+
+def _totalvi(task: _Task) -> np.ndarray:
+    with _silent(task.rng):
+        return _totalvi_model(task).get_latent_representation()
+
+
+def _multivi(task: _Task) -> np.ndarray:
+    import mudata
+    import scvi
+
+    _require(task, "MultiVI", "rna", "atac")
+    with _silent(task.rng):
+        mods = {kind: sc.AnnData(sparse.csr_matrix(np.rint(task.counts[kind]))) for kind in ("rna", "atac")}
+        mods["atac"].X = (mods["atac"].X > 0).astype(np.float32)
+        for cells in mods.values():
+            cells.obs_names = pd.RangeIndex(task.n_obs).astype(str)
+        for kind, cells in mods.items():
+            cells.var_names = [f"{kind}_{i}" for i in range(cells.n_vars)]
+        mods["rna"].obs["batch"] = task.batch
+        both = mudata.MuData(mods)
+        where = {"rna_layer": "rna", "atac_layer": "atac", "batch_key": "rna"}
+        scvi.model.MULTIVI.setup_mudata(both, batch_key="batch", modalities=where)
+        sizes = {"n_genes": mods["rna"].n_vars, "n_regions": mods["atac"].n_vars}
+        model = scvi.model.MULTIVI(both, **sizes)
+        model.train(max_epochs=task.max_epochs or 200, accelerator="cpu", **_QUIET)
+        return model.get_latent_representation()
+
+
+def _mofa(task: _Task) -> np.ndarray:
+    import mudata
+
+    muon = require("muon", extra="multimodal", needed_for="the method 'mofa'")
+    require("mofapy2", extra="multimodal", needed_for="the method 'mofa'")
+    with _silent(task.rng):
+        mods = {}
+        for kind, x in task.scaled.items():
+            there = task.there[kind]
+            own = x[there]
+            mods[kind] = sc.AnnData(own.toarray() if sparse.issparse(own) else own)
+            mods[kind].obs_names, mods[kind].var_names = task.names[there], task.features[kind]
+            mods[kind].var_names_make_unique()
+        cells = mudata.MuData(mods)
+        settings = {"n_factors": 15, "use_var": None, "use_obs": "union", "seed": task.rng + 1, "save_data": False}
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            muon.tl.mofa(cells, outfile=f"{folder}/mofa.hdf5", **settings)
+        return pd.DataFrame(cells.obsm["X_mofa"], index=cells.obs_names).loc[task.names].to_numpy()
+
+
+def _scmomat(task: _Task) -> np.ndarray:
+    scmomat = require("scmomat", extra="multimodal", needed_for="the method 'scmomat'")
+    with _silent(task.rng):
+        groups = np.unique(task.groups)
+        rows = [np.flatnonzero(task.groups == group) for group in groups]
+        kinds = {"rna": "RNA", "protein": "Protein", "atac": "ATAC"}
+        counts: dict[str, Any] = {"nbatches": len(groups), "feats_name": {}}
+        for kind, x in task.counts.items():
+            scaled = x if kind != "atac" else (x > 0).astype(np.float32)
+            values = [scaled[own].toarray() if task.there[kind][own].all() else None for own in rows]
+            counts[kind] = [
+                None if v is None else scmomat.preprocess(v, modality=kinds[kind], log=kind == "rna") for v in values
+            ]
+            counts["feats_name"][kind] = np.asarray(task.features[kind])
+        model = scmomat.scmomat_model(counts=counts, K=30, batch_size=0.1, seed=task.rng, device="cpu")
+        model.train_func(T=task.max_epochs or 4000)
+        out = np.zeros((task.n_obs, 30), dtype=np.float32)
+        for own, factors in zip(rows, model.extract_cell_factors(), strict=True):
+            out[own] = factors
+        return out
+
+
+def _require(task: _Task, method: str, *kinds: str) -> None:
+    lacking = [kind for kind in kinds if kind not in task.counts]
+    if lacking:
+        msg = f"{method} needs the modality {lacking[0]!r}, and the cells have {', '.join(map(repr, task.counts))}."
+        raise ValueError(msg)
+
+
+MODAL_METHODS: Mapping[str, Callable[[_Task], np.ndarray]] = {
+    "pca": _pca,
+    "harmony": _harmony,
+    "totalvi": _totalvi,
+    "multivi": _multivi,
+    "mofa": _mofa,
+    "scmomat": _scmomat,
+}
+
+
+def integrate_modalities(
+    mdata: MuData,
+    batch_key: str | None = None,
+    *,
+    methods: Sequence[str] = ("pca", "harmony"),
+    n_top_genes: int = 1200,
+    n_comps: int = 30,
+    max_epochs: int | None = None,
+    rng: int = 0,
+) -> dict[str, Integration]:
+    """Other joint spaces of a MuData, cells without a modality included.
+
+    Parameters
+    ----------
+    mdata
+        Cells; not changed. Modalities are found as by :func:`scanpy_scgpt.tl.integrate`.
+    batch_key
+        Column with the batches.
+    methods
+        `"pca"` (components of each modality side by side, zero where a cell lacks it), `"harmony"` (these, batches and
+        what cells have laid over one another), `"totalvi"` :cite:p:`Gayoso2021` (RNA and proteins), `"multivi"`
+        :cite:p:`Ashuach2023` (RNA and chromatin), `"mofa"` :cite:p:`Argelaguet2020` and `"scmomat"`
+        :cite:p:`Zhang2023` (the extra `multimodal`).
+    n_top_genes
+        Highly variable genes.
+    n_comps
+        Components of each modality.
+    max_epochs
+        Of totalVI and MultiVI (200 by default), iterations of scMoMaT (4,000).
+    rng
+        Seed.
+
+    Returns
+    -------
+    Vectors and time of each method, by its name.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, or one whose modality is not there.
+    ImportError
+        When the package of a method is not installed.
+    """
+    check_mudata(mdata, function="baselines.integrate_modalities")
+    for name in methods:
+        check_one_of(name, MODAL_METHODS, name="a method")
+    task = _Task(mdata, batch_key, n_top_genes, n_comps, rng)
+    task.max_epochs = max_epochs
+    out = {}
+    for name in methods:
+        started = time.perf_counter()
+        found = np.asarray(MODAL_METHODS[name](task), dtype=np.float32)
+        out[name] = Integration(found, time.perf_counter() - started)
+    return out
+
+
+def impute_modality(
+    mdata: MuData,
+    to: str = "protein",
+    *,
+    batch_key: str | None = None,
+    methods: Sequence[str] = ("mean", "neighbours", "ridge"),
+    n_top_genes: int = 1200,
+    n_comps: int = 50,
+    max_epochs: int | None = None,
+    rng: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Simple predictions of a modality for all cells, learned from the cells that have it.
+
+    Parameters
+    ----------
+    mdata
+        Cells; not changed.
+    to
+        `"protein"`, `"atac"` or `"rna"`.
+    batch_key
+        Column with the batches, for totalVI.
+    methods
+        `"mean"` (the same for all cells), `"neighbours"` (mean of the 25 nearest cells by components of the other
+        modalities), `"ridge"` (regression on these components), `"totalvi"` :cite:p:`Gayoso2021` (proteins from RNA).
+    n_top_genes, n_comps, max_epochs, rng
+        As of :func:`integrate_modalities`.
+
+    Returns
+    -------
+    By method a table of all cells, on the scale of :func:`scanpy_scgpt.tl.impute_modality`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or modality.
+    """
+    check_mudata(mdata, function="baselines.impute_modality")
+    for name in methods:
+        check_one_of(name, ("mean", "neighbours", "ridge", "totalvi"), name="a method")
+    task = _Task(mdata, batch_key, n_top_genes, n_comps, rng)
+    task.max_epochs = max_epochs
+    check_one_of(to, task.counts, name="to")
+    there, x = task.there[to], np.concatenate([v for kind, v in task.components.items() if kind != to], axis=1)
+    counts = task.counts[to]
+    y = _logged(counts) if to == "rna" else counts.log1p() if to == "protein" else (counts > 0).astype(np.float32)
+    known = y[there].toarray()
+    out = {}
+    for name in methods:
+        if name == "mean":
+            found = np.broadcast_to(known.mean(axis=0), y.shape)
+        elif name == "totalvi":
+            found = _totalvi_proteins(task)
+        else:
+            one = RidgeCV(np.logspace(0, 5, 11)) if name == "ridge" else KNeighborsRegressor(_NEIGHBOURS)
+            found = one.fit(x[there], known).predict(x)
+        out[name] = pd.DataFrame(np.asarray(found, dtype=np.float32), index=task.names, columns=task.features[to])
+    return out
+
+
+def _totalvi_proteins(task: _Task) -> np.ndarray:
+    """Expected counts of proteins, logged, as if every cell came from a batch that has them."""
+    with _silent(task.rng):
+        model = _totalvi_model(task)
+        with_proteins = sorted(set(task.groups[task.there["protein"]]))
+        settings = {"n_samples": 25, "return_mean": True, "include_protein_background": True}
+        _, proteins = model.get_normalized_expression(transform_batch=with_proteins, **settings)
+        return np.log1p(proteins.to_numpy())

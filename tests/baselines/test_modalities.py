@@ -1,0 +1,65 @@
+"""The opponents for several modalities."""
+
+from __future__ import annotations
+
+import warnings
+
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scanpy_scgpt import baselines, metrics
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning"),  # of mudata, of its next release
+    pytest.mark.filterwarnings("ignore:.*var_names:UserWarning"),  # genes and proteins share names
+]
+
+
+@pytest.fixture(scope="module")
+def parts(data_dir):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = mudata.read_h5mu(data_dir / "cite_pbmc10k_10x.h5mu")
+    rows = np.sort(np.random.default_rng(0).permutation(whole.n_obs)[:120])
+    return {name: whole.mod[name][rows].copy() for name in ("rna", "prot")}
+
+
+@pytest.fixture
+def mosaic(parts):
+    with mudata.set_options(pull_on_update=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # genes and proteins share names
+        return mudata.MuData({"rna": parts["rna"].copy(), "prot": parts["prot"][:70].copy()})
+
+
+def test_joint_spaces(mosaic):
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    settings = {"n_top_genes": 300, "n_comps": 10, "max_epochs": 2}
+    found = baselines.integrate_modalities(mosaic, methods=("pca", "harmony", "totalvi"), **settings)
+    assert {name: x.embedding.shape for name, x in found.items()} == {
+        "pca": (120, 20),
+        "harmony": (120, 20),
+        "totalvi": (120, 20),
+    }
+    assert all(np.isfinite(x.embedding).all() for x in found.values())
+    mixing = {name: metrics.modality_mixing(found[name].embedding, np.arange(120) < 70) for name in ("pca", "harmony")}
+    assert mixing["pca"] < mixing["harmony"]
+    assert torch.equal(state[0], torch.random.get_rng_state())
+    assert (state[1] == np.random.get_state()[1]).all()
+    with pytest.raises(ValueError, match="MultiVI needs the modality 'atac', and the cells have 'rna', 'protein'"):
+        baselines.integrate_modalities(mosaic, methods=["multivi"])
+    with pytest.raises(ValueError, match="a method"):
+        baselines.integrate_modalities(mosaic, methods=["wnn"])
+
+
+def test_simple_imputation(mosaic, parts):
+    found = baselines.impute_modality(mosaic, "protein", n_top_genes=300, n_comps=20)
+    truth = np.log1p(pd.DataFrame(parts["prot"].X.toarray(), parts["prot"].obs_names, parts["prot"].var_names))
+    hidden = mosaic.obs_names[~mosaic.obs_names.isin(mosaic.mod["prot"].obs_names)]
+    scores = {name: metrics.imputation(truth.loc[hidden], table.loc[hidden]) for name, table in found.items()}
+    assert found["mean"].nunique().eq(1).all()
+    assert scores["ridge"]["pearson"].mean() > 0.5
+    assert scores["neighbours"]["pearson"].mean() > 0.4
+    assert scores["ridge"]["rmse"].mean() < scores["mean"]["rmse"].mean()

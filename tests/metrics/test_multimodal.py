@@ -1,0 +1,49 @@
+"""Mixing of modalities, true matches, imputed values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scanpy_scgpt import metrics
+
+
+def test_foscttm_against_every_pair():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(70, 3)), rng.normal(size=(70, 3))
+    distance = np.linalg.norm(x[:, None] - y[None], axis=2)
+    own = np.diag(distance)
+    expected = ((distance < own[:, None]).sum() + (distance < own[None]).sum()) / (2 * 70 * 69)
+    assert metrics.foscttm(x, y) == pytest.approx(expected)
+    assert metrics.foscttm(x, x) == 0
+    assert metrics.foscttm(np.ones((9, 2)), np.ones((9, 2))) == pytest.approx(0.5)
+    assert metrics.foscttm(x, y) == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(ValueError, match=r"first \(70, 3\) and second \(69, 3\)"):
+        metrics.foscttm(x, y[1:])
+
+
+def test_imputation():
+    rng = np.random.default_rng(0)
+    truth = pd.DataFrame(rng.normal(size=(200, 3)), columns=["CD3", "CD4", "none"])
+    truth["none"] = 1.0
+    predicted = truth + rng.normal(size=truth.shape) * [0.1, 10, 1]
+    found = metrics.imputation(truth, predicted, predicted - 1, predicted + 1)
+    assert found.index.tolist() == ["CD3", "CD4", "none"]
+    assert found.loc["CD3", "pearson"] == pytest.approx(np.corrcoef(truth["CD3"], predicted["CD3"])[0, 1])
+    assert found.loc["CD4", "spearman"] == pytest.approx(truth["CD4"].corr(predicted["CD4"], method="spearman"))
+    assert np.isnan(found.loc["none", "pearson"])
+    assert found.loc["CD3", "coverage"] == 1
+    assert found.loc["CD4", "coverage"] == pytest.approx((abs(truth["CD4"] - predicted["CD4"]) <= 1).mean())
+    assert found["width"].to_numpy() == pytest.approx(2)
+    with pytest.raises(ValueError, match="one row per cell"):
+        metrics.imputation(truth, predicted.iloc[1:])
+    with pytest.raises(ValueError, match="predicted: 1 cells have NaN"):
+        metrics.imputation(truth.iloc[:2], predicted.iloc[:2].where([[True] * 3, [False] * 3]))
+
+
+def test_modality_mixing():
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    has = np.where(np.arange(200) % 2, "rna", "rna+prot")
+    assert metrics.modality_mixing(x, has) > 0.95
+    assert metrics.modality_mixing(x + 100 * (has == "rna")[:, None], has) < 0.05

@@ -1,0 +1,153 @@
+"""A MuData in `tl.embed`, `tl.integrate` and `tl.impute_modality`: what is written, said, refused, left as it was."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import matplotlib as mpl
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+
+from scanpy_scgpt import pl, tl
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning"),  # of mudata, of its next release
+    pytest.mark.filterwarnings("ignore:.*var_names:UserWarning"),  # genes and proteins share names
+]
+
+FAST = {"max_epochs": 0, "device": "cpu", "min_genes": 100}
+
+
+def read(path):
+    with warnings.catch_warnings(), mudata.set_options(pull_on_update=False):
+        warnings.simplefilter("ignore")
+        return mudata.read_h5mu(path)
+
+
+def together(**parts):
+    with mudata.set_options(pull_on_update=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # genes and proteins share names
+        return mudata.MuData(parts)
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir):
+    found = read(data_dir / "cite_pbmc10k_10x.h5mu")
+    rows = np.sort(np.random.default_rng(0).permutation(found.n_obs)[:120])
+    return {name: found.mod[name][rows].copy() for name in ("rna", "prot")}
+
+
+@pytest.fixture
+def mosaic(whole):
+    """120 cells, 60 of them without proteins."""
+    return together(rna=whole["rna"].copy(), prot=whole["prot"][:60].copy())
+
+
+def test_integrated_written_read_and_integrated_again(mosaic, tmp_path, caplog):
+    mosaic.obs["_scvi_batch"] = 7  # of another model of the user
+    before = {name: part.X.copy() for name, part in mosaic.mod.items()}
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        assert tl.integrate(mosaic, n_components=10, save=tmp_path / "model", **FAST) is None
+    vectors = mosaic.obsm["X_scgpt_integrated"].copy()
+    assert np.isfinite(vectors).all()
+    assert len(vectors) == 120
+    assert set(mosaic.obs) == {"_scvi_batch", "scgpt_modalities"}
+    assert set(mosaic.obs["_scvi_batch"]) == {7}
+    assert set(mosaic.uns) == {"scgpt"}
+    for name, x in before.items():
+        assert (x != mosaic.mod[name].X).nnz == 0
+        assert not mosaic.mod[name].uns
+    assert mosaic.obs["scgpt_modalities"].value_counts().to_dict() == {"rna": 60, "rna+protein": 60}
+    assert "'prot' is protein (by its name)" in caplog.text
+    assert "60 with rna · 60 with rna+prot" in caplog.text
+    mosaic.write(tmp_path / "cells.h5mu")
+    back = read(tmp_path / "cells.h5mu")
+    tl.integrate(back, n_components=10, key_added="again", **FAST)
+    np.testing.assert_allclose(back.obsm["again"], vectors, atol=1e-5)
+    tl.integrate(back, model=tmp_path / "model", key_added="applied", device="cpu")
+    np.testing.assert_allclose(back.obsm["applied"], vectors, atol=1e-5)
+    assert back.uns["scgpt"]["integrate_applied"]["applied"]
+
+
+def test_batches_of_the_modalities(mosaic):
+    mosaic.mod["rna"].obs["donor"] = np.where(np.arange(120) % 2, "d1", "d2")
+    found = tl.integrate(mosaic, "donor", copy=True, n_components=10, **FAST)
+    assert found.uns["scgpt"]["integrate"]["batches"] == ["d1", "d2"]
+    assert "X_scgpt_integrated" not in mosaic.obsm
+    assert "_scgpt_batch" not in found.obs
+    with pytest.raises(KeyError, match="Did you mean 'donor'"):
+        tl.integrate(mosaic, "donr", **FAST)
+
+
+def test_log_ratios_of_proteins_are_accepted(mosaic):
+    logged = np.log1p(mosaic.mod["prot"].X.toarray())
+    mosaic.mod["prot"].X = logged - logged.mean(axis=1, keepdims=True)
+    tl.integrate(mosaic, n_components=10, **FAST)
+    assert np.isfinite(mosaic.obsm["X_scgpt_integrated"]).all()
+
+
+def test_refused(mosaic, whole):
+    with pytest.raises(TypeError, match=r"of a MuData say the modality too, such as layer=\{'rna': 'counts'\}"):
+        tl.integrate(mosaic, layer="counts", **FAST)
+    with pytest.raises(ValueError, match="cannot write into a view"):
+        tl.integrate(mosaic[:50], **FAST)
+    with pytest.raises(TypeError, match="takes a MuData, this is AnnData"):
+        tl.impute_modality(whole["rna"], "prot")
+    with pytest.raises(KeyError, match=r"no modality 'atac'. Modalities: 'rna' \(rna\), 'prot' \(protein\)"):
+        tl.impute_modality(mosaic, "atac")
+    for given, text in (({"level": 1.5}, "level=1.5"), ({"max_epochs": -1}, "max_epochs=-1")):
+        with pytest.raises(ValueError, match=text):
+            tl.impute_modality(mosaic, "prot", **given)
+
+
+def test_imputed(mosaic, whole, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.impute_modality(mosaic, "protein", **FAST)
+    found = mosaic.obsm["scgpt_prot"]
+    assert list(found.columns) == list(whole["prot"].var_names)
+    assert (mosaic.obsm["scgpt_prot_lower"] <= mosaic.obsm["scgpt_prot_upper"]).all().all()
+    record = mosaic.uns["scgpt"]["impute_prot"]
+    truth = np.log1p(pd.DataFrame(whole["prot"].X.toarray(), whole["prot"].obs_names, found.columns)).loc[found.index]
+    hidden = ~found.index.isin(mosaic.mod["prot"].obs_names)
+    told = pd.Series(record["left_out"]["correlation"], record["features"])
+    real = found[hidden].corrwith(truth[hidden])
+    assert real.mean() > 0.5
+    assert told.mean() == pytest.approx(real.mean(), abs=0.12)  # the built-in check tells the truth
+    assert "60 cells without it, learned from 60" in caplog.text
+    mosaic.write(tmp_path / "cells.h5mu")
+    back = read(tmp_path / "cells.h5mu")
+    pd.testing.assert_frame_equal(back.obsm["scgpt_prot"], found, check_names=False)
+    with mpl.rc_context({"backend": "agg"}):
+        back.obsm["X_umap"] = np.random.default_rng(0).normal(size=(120, 2))
+        with pytest.raises(KeyError, match="scgpt_modalities"):
+            pl.modalities(back, show=False)
+
+
+def test_embedded_by_what_the_checkpoint_knows(whole, caplog):
+    mdata = together(rna=whole["rna"][:40].copy(), prot=whole["prot"][30:60].copy())
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.embed(mdata, device="cpu")
+    alone = whole["rna"][:40].copy()
+    tl.embed(alone, device="cpu")
+    found = pd.DataFrame(mdata.obsm["X_scgpt"], index=mdata.obs_names)
+    np.testing.assert_array_equal(found.loc[alone.obs_names], alone.obsm["X_scgpt"])
+    assert found.isna().all(axis=1).sum() == 20
+    assert "20 cells have nothing that mini" in caplog.text
+
+
+def test_drawn(mosaic):
+    tl.impute_modality(mosaic, "prot", **FAST)
+    tl.integrate(mosaic, n_components=10, **FAST)
+    mosaic.obsm["X_umap"] = mosaic.obsm["X_scgpt_integrated"][:, :2]
+    with mpl.rc_context({"backend": "agg"}):
+        axes = pl.modalities(mosaic, modality="prot", show=False)
+        assert [len(ax.collections) for ax in axes] == [2, 4]
+        assert axes[1].get_title() == "prot, 14 features"
+        with pytest.raises(KeyError, match="impute_modality"):
+            pl.modalities(mosaic, modality="atac", show=False)
+        with pytest.raises(KeyError, match="X_pca"):
+            pl.modalities(mosaic, "X_pca", show=False)
+        mpl.pyplot.close("all")

@@ -60,7 +60,7 @@ def test_generative_attention_forward_and_backward(dtype, padded, n_known, lengt
     padding = torch.arange(n_known)[None, :] >= lengths[:, None] if padded else None
     results = []
     for device, kind in (("cpu", torch.float32), ("cuda", dtype)):
-        given = [x.to(device, kind).requires_grad_() for x in (q, k, v)]
+        given = [x.to(device, kind, copy=True).requires_grad_() for x in (q, k, v)]
         here = None if padding is None else padding.to(device)
         out = generative_attention(*given, n_known=n_known, known_padding=here)
         out.backward(grad.to(device, kind))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scanpy_scgpt.data import InOrder, LabelledCells, ShuffledBatches, batch_loader
+from scanpy_scgpt.data._labelled import Draw
 from scanpy_scgpt.tokenizer import Tokens
 
 LENGTHS = np.array([3, 0, 5, 1, 12, 7, 2, 9, 4, 6, 8])
@@ -124,3 +125,10 @@ def test_loaders_keep_the_order_and_draw_only_while_training(cells):
         shown.append(next(iter(batch_loader(cells, sampler, most=4)))["gene_ids"].tolist())
     assert shown[0] == shown[2] != shown[1]
     assert len(shown[0][0]) == 4
+
+
+def test_training_batches_say_where_padding_is_only_when_there_is_some(cells):
+    loader = batch_loader(
+        cells, [Draw(np.array([4, 4]), key=(0,)), Draw(np.array([4, 0]), key=(0,)), Draw(np.array([4]))]
+    )
+    assert ["padding" in batch for batch in loader] == [False, True, True]

@@ -10,7 +10,7 @@ import torch
 from scanpy_scgpt import tl
 from scanpy_scgpt.io import CheckpointError
 from scanpy_scgpt.metrics import batch_mixing
-from scanpy_scgpt.model import SCGPTIntegrator
+from scanpy_scgpt.model import SCGPT, SCGPTIntegrator
 from scanpy_scgpt.model._integrator import EXPRESSION, NETWORK
 from scanpy_scgpt.nn import ExpressionHead
 
@@ -200,3 +200,29 @@ def test_zeros_are_predicted_when_they_are_shown(stimulated):
     model.train(max_epochs=1, **FAST)
     assert {"gep_zeros_train", "gepc_zeros_train"} <= set(model.history_)
     assert np.isfinite(model.history_["train_loss"].to_numpy(dtype=float)).all()
+
+
+def _small(stimulated):
+    adata = stimulated[:40].copy()
+    SCGPTIntegrator.setup_anndata(adata, batch_key="condition")
+    return SCGPTIntegrator(adata, n_components=5, max_length=40)
+
+
+@pytest.mark.parametrize(("given", "moved"), [((0,), "cuda"), ((0, "gpu", [1]), "cuda:1"), ((0, "cpu"), None)])
+def test_vectors_are_made_where_the_trainer_will_be(stimulated, monkeypatch, given, moved):
+    model, order = _small(stimulated), []
+    vectors = model._vectors
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(model, "to_device", order.append)
+    monkeypatch.setattr(
+        model, "_vectors", lambda *args, **settings: order.append("vectors") or vectors(*args, **settings)
+    )
+    model.train(*given)
+    assert order[: order.index("vectors")] == [moved] * (moved is not None)
+
+
+def test_arguments_of_training_by_position(stimulated, monkeypatch):
+    model, calls = _small(stimulated), []
+    monkeypatch.setattr(SCGPT, "train", lambda _self, *args, **_settings: calls.append(args))
+    model.train(2, "cpu", 1)
+    assert calls == [(2, "cpu", 1)]

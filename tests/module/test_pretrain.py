@@ -115,10 +115,10 @@ def test_initial_weights_seed_no_other_device(monkeypatch):
     assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
-@pytest.mark.parametrize("operator", ["_flash", "_flash_backward"])
+@pytest.mark.parametrize("operator", ["_on_cpu", "_on_cpu_backward"])
 def test_a_release_of_torch_without_the_private_operators(batch, monkeypatch, operator):
     expected = _module().eval()(batch).total
-    monkeypatch.setattr(f"scanpy_scgpt.nn._attention.{operator}", None)
+    monkeypatch.setattr(f"scanpy_scgpt.nn._fused.{operator}", None)
     monkeypatch.setattr("scanpy_scgpt.nn._attention._KnownPlusSelf", None)
     torch.testing.assert_close(_module().eval()(batch).total, expected)
 

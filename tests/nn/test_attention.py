@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from scanpy_scgpt.nn import (
     Segments,
     SelfAttention,
+    _attention,
+    _fused,
     _packed,
     generative_attention,
     has_packed_kernel,
@@ -187,3 +190,46 @@ def test_packed_form_on_cuda_takes_the_kernel(monkeypatch):
     assert seen["shapes"] == [(8, 4, 16)] * 3
     assert seen["dtypes"] == {torch.bfloat16}
     assert seen["where"][2:] == (5, 5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("dtype", "kernel"), [(torch.bfloat16, "_FLASH"), (torch.float32, "_BIASED")])
+def test_arguments_fit_the_fused_kernels(dtype, kernel, padded):
+    """The kernels for CUDA are called as their signatures want it; shapes are worked out without a GPU."""
+    fused = getattr(_fused, "_BIASED" if padded else kernel)
+    qkv = torch.empty(3, 37, 3, 2, 16, dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
+    q, k, v = (x.detach().requires_grad_() for x in qkv)
+    bias = torch.zeros(3, 20, dtype=dtype, device="meta")[:, None, None].expand(-1, 1, 37, -1) if padded else None
+    out = _attention._KnownPlusSelf.apply(fused, q, k, v, 20, bias)
+    assert out.shape == q.shape
+    out.backward(out.detach())
+    assert all(x.grad.shape == x.shape and x.grad.dtype == dtype for x in (q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "d_head", "biased", "expected"),
+    [
+        ("cuda", torch.bfloat16, 64, False, _fused._FLASH),
+        ("cuda", torch.bfloat16, 64, True, _fused._BIASED),
+        ("cuda", torch.float32, 64, False, _fused._BIASED),
+        ("cuda", torch.float64, 64, False, None),
+        ("cuda", torch.bfloat16, 12, False, None),
+        ("mps", torch.float32, 64, False, None),
+    ],
+)
+def test_which_fused_kernel(monkeypatch, device, dtype, d_head, biased, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    q = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 2, 3, d_head))
+    bias = torch.zeros(1, 1, 3, 3) if biased else None
+    assert _fused.find_fused(q, bias) is expected
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert _fused.find_fused(q, bias) is None
+
+
+def test_no_kernel_that_plans_for_each_shape():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with _attention._kernels_for(torch.device("cuda"), torch.bfloat16):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -135,8 +135,9 @@ class SCGPTIntegrator(SCGPT):
             with `max_epochs=0` the network stays as it is. `early_stopping` and `keep_best` go by the label-free
             criterion, on cells of `adata`.
         """
-        epochs = args[0] if args else kwargs.pop("max_epochs", None)
-        kwargs["max_epochs"] = 5 if epochs is None else epochs
+        given = {**dict(zip(("max_epochs", "accelerator", "devices"), args, strict=False)), **kwargs}
+        kwargs["max_epochs"] = 5 if given.get("max_epochs") is None else given["max_epochs"]
+        self._to_accelerator(given.get("accelerator", "auto"), given.get("devices", "auto"))
         usual = {} if kwargs.get("lora_rank") else {"lr": 1e-4}
         kwargs["plan_kwargs"] = {
             **usual,
@@ -147,7 +148,7 @@ class SCGPTIntegrator(SCGPT):
                 kwargs["datasplitter_kwargs"] = {"train_length": 400, **(kwargs.get("datasplitter_kwargs") or {})}
                 if len(self.batches_) > 1:
                     kwargs = self._watched(kwargs)
-            super().train(*args[1:], **kwargs)
+            super().train(kwargs.pop("max_epochs"), *args[1:], **kwargs)
         else:
             self.is_trained_ = True
             self.module.eval()

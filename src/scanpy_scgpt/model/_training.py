@@ -146,8 +146,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             given = {**sizes, "shuffle_set_split": shuffle_set_split, **usual, **(datasplitter_kwargs or {})}
             datamodule = self._data_splitter_cls(self._cells(), **given)
             self._check_split(datamodule, early_stopping=early_stopping)
-            if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
-                self.to_device("cuda")  # the vectors that the head starts from are made before the trainer is
+            self._to_accelerator(accelerator, devices)
             start = self._start_value(datamodule)
         else:
             start = None
@@ -171,6 +170,11 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 **trainer,
             )
         self.names_labels_ = self.names_labels_ or "cls" in self.module.objectives
+
+    def _to_accelerator(self, accelerator: str, devices: int | list[int] | str) -> None:
+        """Where the trainer will be: vectors are made before it is."""
+        if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
+            self.to_device(f"cuda:{devices[0]}" if isinstance(devices, list) and devices else "cuda")
 
     def _check_split(self, splitter: TokenDataSplitter, *, early_stopping: bool) -> None:
         """There must be something to learn from, and to stop by."""

@@ -9,73 +9,54 @@ It is computed without a `length x length` mask: one call for all queries on the
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ._fused import Fused, find_fused
 from ._linear import Linear
 from ._packed import Segments, attend_cells, packed_attention
 
-# Private operators: a release of torch may lack them.
-_flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 _SHORT = 512  # tokens up to which training in bfloat16 on a CPU is faster when attention alone is in float32
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class _KnownPlusSelf(torch.autograd.Function):
-    """Generative attention on CPU through the flash kernel, with its own backward.
+    """Generative attention through a fused kernel, with its own backward.
 
     Shapes: `q`, `k`, `v` (batch, heads, length, d_head); `bias` (batch, 1, length, n_known) additive, or None.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, n_known: int, bias: Tensor | None) -> Tensor:
-        known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
-        attended, lse = _flash(q, known_k, known_v, 0.0, False, attn_mask=bias)  # noqa: FBT003
-        swapped = lse.shape[1] != q.shape[1]  # (batch, length, heads) in some releases
-        lse = lse.transpose(1, 2) if swapped else lse  # float32 for half precision, else the dtype of q
-        scale = 1 / math.sqrt(q.shape[-1])
-        own = (q[:, :, n_known:] * k[:, :, n_known:]).sum(-1).to(lse.dtype) * scale
-        weight = torch.sigmoid(lse[:, :, n_known:] - own).unsqueeze(-1).to(q.dtype)
-        out = attended.clone()
-        out[:, :, n_known:] = weight * attended[:, :, n_known:] + (1 - weight) * v[:, :, n_known:]
-        merged = lse.clone()
-        merged[:, :, n_known:] = torch.logaddexp(lse[:, :, n_known:], own)
-        merged = merged.transpose(1, 2).contiguous() if swapped else merged
-        ctx.save_for_backward(q, k, v, out, merged, 1 - weight, bias)
-        ctx.n_known = n_known
+    def forward(ctx: Any, fused: Fused, q: Tensor, k: Tensor, v: Tensor, n: int, bias: Tensor | None) -> Tensor:
+        out, lse, rest = fused.forward(q, k[:, :, :n], v[:, :, :n], bias)
+        merged = lse[:, :, n : q.shape[2]]  # float32 for half precision, else the dtype of q
+        own = (q[:, :, n:] * k[:, :, n:]).sum(-1).to(lse.dtype) / math.sqrt(q.shape[-1])
+        own_weight = torch.sigmoid(own - merged).unsqueeze(-1).to(q.dtype)
+        out[:, :, n:].lerp_(v[:, :, n:], own_weight)
+        merged.copy_(torch.logaddexp(merged, own))
+        ctx.save_for_backward(q, k, v, out, lse, own_weight, bias)
+        ctx.fused, ctx.n_known, ctx.rest = fused, n, rest
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, out, merged, own_weight, bias = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None, None]:
+        q, k, v, out, lse, own_weight, bias = ctx.saved_tensors
         n = ctx.n_known
         # With the log-sum-exp of the merged softmax the kernel's gradients on the known keys are exact.
-        dq, dk_known, dv_known = _flash_backward(
-            grad.contiguous(),
-            q,
-            k[:, :, :n],
-            v[:, :, :n],
-            out,
-            merged,
-            0.0,
-            is_causal=False,
-            attn_mask=bias,
-        )
-        dk, dv, dq = torch.zeros_like(k), torch.zeros_like(v), dq.clone()
-        dk[:, :, :n], dv[:, :, :n] = dk_known, dv_known
+        dq, dk, dv = ctx.fused.backward(grad, q, k[:, :, :n], v[:, :, :n], bias, out, lse, ctx.rest)
         g = grad[:, :, n:]
         ds = own_weight * (g * (v[:, :, n:] - out[:, :, n:])).sum(-1, keepdim=True) / math.sqrt(q.shape[-1])
-        dq[:, :, n:] += ds * k[:, :, n:]
-        dk[:, :, n:] = ds * q[:, :, n:]
-        dv[:, :, n:] = own_weight * g
-        return dq, dk, dv, None, None
+        dq[:, :, n:].addcmul_(ds, k[:, :, n:])
+        return None, dq, torch.cat([dk, ds * q[:, :, n:]], dim=2), torch.cat([dv, own_weight * g], dim=2), None, None
 
 
 def _known_plus_self_portable(q: Tensor, k: Tensor, v: Tensor, n_known: int, bias: Tensor | None) -> Tensor:
-    """The same through plain operations, for devices and releases of torch without the CPU kernel."""
+    """The same through plain operations, for devices and releases of torch without such a kernel."""
     known_k, known_v = k[:, :, :n_known], v[:, :, :n_known]
     scale = 1 / math.sqrt(q.shape[-1])
     scores = (q @ known_k.transpose(-1, -2)) * scale
@@ -109,8 +90,9 @@ def generative_attention(
     if known_padding is not None:
         bias = torch.zeros(known_padding.shape, dtype=q.dtype, device=q.device)
         bias = bias.masked_fill(known_padding, -torch.inf)[:, None, None, :].expand(-1, 1, q.shape[2], -1)
-    if q.device.type == "cpu" and _flash is not None and _flash_backward is not None:
-        return _KnownPlusSelf.apply(q, k, v, n_known, bias)
+    fused = find_fused(q, bias)
+    if fused is not None:
+        return _KnownPlusSelf.apply(fused, q, k, v, n_known, bias)
     return _known_plus_self_portable(q, k, v, n_known, bias)
 
 
@@ -120,6 +102,12 @@ def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if half and torch.is_grad_enabled() and q.shape[2] <= _SHORT:
         return q.float(), k.float(), v.float()
     return q, k, v
+
+
+def _kernels_for(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Leaves out cuDNN's attention, which PyTorch prefers on some GPUs: it plans anew for each shape of a batch."""
+    half = dtype in {torch.float16, torch.bfloat16}
+    return sdpa_kernel(_KERNELS) if device.type == "cuda" and half else nullcontext()
 
 
 class SelfAttention(nn.Module):
@@ -140,7 +128,8 @@ class SelfAttention(nn.Module):
         mask = None if padding is None else ~padding[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
         q, k, v = _widened(*self._qkv(x))
-        with torch.autocast(q.device.type, enabled=False):  # it would take the products back to half precision
+        autocast = torch.autocast(q.device.type, enabled=False)  # it would take the products back to half precision
+        with autocast, _kernels_for(q.device, q.dtype):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(-2))
 

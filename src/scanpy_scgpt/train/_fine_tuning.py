@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as lp
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scanpy_scgpt._validate import check_one_of
 
-from ._plan import NonFiniteError
+from ._plan import NonFiniteError, seeded
 
 Schedule = Literal["cosine", "step", "constant"]
 
@@ -127,12 +126,8 @@ class FineTuningPlan(lp.LightningModule):
             self.log("accuracy_validation", right.sum() / truth.sum(), sync_dist=True)
             self.log("macro_f1_validation", f1[truth > 0].mean(), prog_bar=True, sync_dist=True)
 
-    @contextmanager
-    def _draws(self, *numbers: int) -> Iterator[None]:
-        key = np.random.SeedSequence([self.seed, *numbers, int(self.module.training), self.global_rank])
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
-            yield
+    def _draws(self, *numbers: int) -> AbstractContextManager[None]:
+        return seeded(self.device, self.seed, *numbers, int(self.module.training), self.global_rank)
 
     def _log(self, out: Any, stage: str) -> None:
         values = {f"{stage}_loss": out.loss, **{f"{name}_{stage}": x for name, x in out.extra_metrics.items()}}

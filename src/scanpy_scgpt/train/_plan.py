@@ -24,6 +24,21 @@ class NonFiniteError(ValueError):
     """A loss or gradient is infinite or no number; the weights are those of the step before."""
 
 
+@contextmanager
+def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
+    """What PyTorch draws on the CPU and on the device follows from the numbers; the old state comes back at the end."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if device.type not in {"cpu", "cuda"}:
+            torch.manual_seed(seed)
+        else:  # torch.manual_seed asks every kind of device there is, which takes a tenth of a small step
+            torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 @dataclass(frozen=True)
 class PlanConfig:
     """Settings of :class:`TrainingPlan`.
@@ -164,9 +179,7 @@ class TrainingPlan(lp.LightningModule):
         if self.plan.seed is None:
             yield
             return
-        key = np.random.SeedSequence([self.plan.seed, self.global_step, self.global_rank])
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        with seeded(self.device, self.plan.seed, self.global_step, self.global_rank):
             yield
 
     def _log(self, logged: Mapping[str, Tensor], stage: str) -> None:

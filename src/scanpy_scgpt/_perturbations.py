@@ -68,6 +68,12 @@ class Perturbations:
         """Genes of each condition, by its name."""
         return dict(zip(self.conditions, self.targets, strict=True))
 
+    def take(self, rows: np.ndarray) -> Perturbations:
+        """Perturbations of some of the cells (their places, or a mask); the conditions stay the same."""
+        codes = self.codes[np.asarray(rows)]
+        codes.flags.writeable = False
+        return replace(self, codes=codes)
+
     def labels(self) -> pd.Categorical:
         """Canonical name of each cell, shape `(n_cells,)`; missing where there is no label."""
         names = [self.control, *self.conditions]

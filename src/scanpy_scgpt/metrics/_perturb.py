@@ -198,18 +198,20 @@ def perturbation(
         half = Case.of(pd.DataFrame(second, truth.index, truth.columns), control=control, reference=reference, **shared)
         rows[CEILING] = measures_of(first, half)
         ratios[CEILING] = variance_ratio(first, second)
-    per_condition = pd.concat(rows, names=["method", "condition"])
-    summary = {name: _bootstrap(table.to_numpy(), n_boot, confidence, rng) for name, table in rows.items()}
+    return _summary(pd.concat(rows, names=["method", "condition"]), ratios, n_boot, confidence, rng)
+
+
+def _summary(
+    per_condition: pd.DataFrame, ratios: Mapping[str, float], n_boot: int, confidence: float, rng: int
+) -> PerturbationScores:
+    """Means and intervals over the conditions of each method."""
+    names = list(per_condition.index.unique("method"))
+    found = [_bootstrap(per_condition.loc[name].to_numpy(), n_boot, confidence, rng) for name in names]
     mean, low, high = (
-        pd.DataFrame.from_dict(
-            {name: found[i] for name, found in summary.items()}, orient="index", columns=case.columns
-        )
-        for i in range(3)
+        pd.DataFrame([one[i] for one in found], names, per_condition.columns).rename_axis("method") for i in range(3)
     )
     mean["variance_ratio"] = pd.Series(ratios)
-    collapsed = _warn(ratios)
-    named = (frame.rename_axis("method") for frame in (mean, low, high))
-    return PerturbationScores(*named, per_condition, collapsed, n_boot, confidence)
+    return PerturbationScores(mean, low, high, per_condition, _warn(ratios), n_boot, confidence)
 
 
 def _check_truth(truth: pd.DataFrame) -> None:

@@ -65,7 +65,9 @@ class PerturbationSplit:
         mask = np.isin(perturbations.codes, [-1, *wanted])
         if self.level is not None:
             if covariate is None:
-                msg = f"The split {self.name!r} holds a level out: pass the levels of the cells, covariate=adata.obs[...]."
+                msg = (
+                    f"The split {self.name!r} holds a level out: pass the level of each cell, covariate=adata.obs[...]."
+                )
                 raise ValueError(msg)
             held_out = np.asarray(covariate).astype(str) == self.level
             mask &= held_out if part == "test" else ~held_out
@@ -84,10 +86,10 @@ def perturbation_splits(
     """Hold perturbations out.
 
     `single`: the conditions with one gene or none are shuffled and cut into `n_splits` parts, each held out once;
-    combinations take no part. `double`: in each of `n_splits` draws a quarter of the genes is unseen; all conditions of
-    one gene that is unseen, all combinations with an unseen gene and half of those without are held out.
-    `leave_one_out`: each condition once. `covariate`: the cells of each level once, such as a batch or a cell type. Under
-    ten conditions, `single` leaves out one by one.
+    conditions of the same gene, such as CRISPRi and CRISPRa, stay together; combinations take no part. `double`: in
+    each of `n_splits` draws a quarter of the genes is unseen; the conditions of an unseen gene, combinations with one,
+    and half of the other combinations are held out. `leave_one_out`: each condition once. `covariate`: the cells of
+    each level once, such as a batch or a cell type. Under ten conditions, `single` leaves out one by one.
 
     Parameters
     ----------
@@ -134,11 +136,15 @@ def perturbation_splits(
         )
         kind = "leave_one_out"
     generator = np.random.default_rng([seed_of(rng), 11])
-    order = [conditions[i] for i in generator.permutation(len(conditions))] if kind == "single" else conditions
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in conditions:
+        groups.setdefault(table[name] or ("", name), []).append(name)
+    keys = sorted(groups)
+    order = [keys[i] for i in generator.permutation(len(keys))] if kind == "single" else keys
     n = n_splits if kind == "single" else len(order)
     splits = []
     for i in range(n):
-        test = sorted(order[i::n])
+        test = sorted(name for key in order[i::n] for name in groups[key])
         rest = [name for name in conditions if name not in set(test)]
         train, valid = _set_aside(rest, valid_share, generator)
         title = f"single {i + 1}/{n}" if kind == "single" else f"without {test[0]}"
@@ -195,7 +201,8 @@ def _by_level(
         raise ValueError(msg)
     levels = pd.Series(np.asarray(covariate)).astype(str).to_numpy()
     if len(levels) != len(perturbations.codes):
-        msg = f"covariate has {len(levels):,} entries, perturbations {len(perturbations.codes):,}; both need one per cell."
+        n = len(perturbations.codes)
+        msg = f"covariate has {len(levels):,} entries, perturbations {n:,}; both need one per cell."
         raise ValueError(msg)
     names = sorted(set(levels[perturbations.codes != NO_LABEL]))
     if len(names) < _PAIR:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -67,11 +67,29 @@ class Effects:
             n_cells=self.n_cells.loc[rows],
         )
 
-    def de_genes(self, n: int = 20) -> dict[str, tuple[str, ...]]:
-        """Genes with the largest absolute t (of a table without errors: the largest change), by condition."""
+    def de_genes(
+        self, n: int = 20, *, targets: Mapping[str, Sequence[str]] | None = None
+    ) -> dict[str, tuple[str, ...]]:
+        """Genes with the largest absolute t (of a table without errors: the largest change), by condition.
+
+        Parameters
+        ----------
+        n
+            Number of genes.
+        targets
+            Genes of each condition that are left out, such as its targets.
+
+        Returns
+        -------
+        Genes, the most changed first, by condition.
+        """
         values = (self.deltas / self.errors.clip(lower=_TINY)).where(self.errors.notna(), self.deltas).abs()
-        order = np.argsort(-values.fillna(0).to_numpy(), axis=1, kind="stable")[:, :n]
-        genes = self.deltas.columns.to_numpy()
+        size = values.fillna(0).to_numpy(copy=True)
+        genes = self.deltas.columns
+        for row, name in zip(size, self.deltas.index, strict=True):
+            places = genes.get_indexer(pd.Index((targets or {}).get(name, ()), dtype=object))
+            row[places[places >= 0]] = -1
+        order, genes = np.argsort(-size, axis=1, kind="stable")[:, :n], genes.to_numpy()
         return {name: tuple(genes[row]) for name, row in zip(self.deltas.index, order, strict=True)}
 
 
@@ -191,8 +209,8 @@ def _compared(
     variances = np.where(n >= _FEW, spread / np.maximum(n - 1, 1), pooled)
     usable = counts[0] > 0
     kept = counts[1:] * usable
-    lost = [name for name, own in zip(conditions, kept, strict=True) if not own.any()]
-    if not usable.any() or len(lost) == len(conditions):
+    lost = [name for name, own, all_ in zip(conditions, kept, counts[1:], strict=True) if all_.any() and not own.any()]
+    if not kept.any():
         msg = "No condition has control cells to be compared with. Name the control, or leave covariate= out."
         raise ValueError(msg)
     if lost:

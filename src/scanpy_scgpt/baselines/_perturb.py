@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,7 @@ class _Task:
         np.add.at(out, owner[places >= 0], table.to_numpy(dtype=np.float64)[places[places >= 0]])
         return out
 
+    @cached_property
     def own_features(self) -> pd.DataFrame:
         """Components of the genes in the effects that are known."""
         return pd.DataFrame(principal_genes(self.values, _COMPONENTS), index=self.genes)
@@ -86,7 +88,7 @@ def _additive(task: _Task) -> np.ndarray:
 
 def _ridge(task: _Task) -> np.ndarray:
     """`G W P' + b` with the components of the genes on both sides: the published linear model."""
-    own = task.own_features()
+    own = task.own_features
     g, p = own.to_numpy(), task.vectors(task.known, own)
     centred = (task.values - task.mean).T
     left = np.linalg.solve(g.T @ g + _PENALTY * np.eye(g.shape[1]), g.T @ centred)
@@ -96,7 +98,7 @@ def _ridge(task: _Task) -> np.ndarray:
 
 def _scaled(task: _Task) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Features of known and wanted conditions, centred and scaled on the known, and which have any."""
-    table = task.features if task.features is not None else task.own_features()
+    table = task.features if task.features is not None else task.own_features
     known, wanted = task.vectors(task.known, table), task.vectors(task.wanted, table)
     there, asked = known.any(axis=1), wanted.any(axis=1)
     centre = known[there].mean(axis=0) if there.any() else 0.0
@@ -140,7 +142,7 @@ def perturb(
     wanted: Sequence[str | tuple[str, ...]],
     *,
     methods: Sequence[str] | None = None,
-    features: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+    features: pd.DataFrame | Mapping[str, pd.DataFrame | None] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Predict effects of perturbations that were not measured, in the simple ways.
 
@@ -165,8 +167,9 @@ def perturb(
         Names of methods; all by default.
     features
         Features of genes, genes x features, or several such tables by name: `ridge_features` and `knn` then come once
-        for each, as `ridge_features:name`. By default the components of the genes in `effects`, which a gene that is
-        not measured lacks; :func:`scanpy_scgpt.datasets.gene_features` are others. A gene without features gets `mean`.
+        for each, as `ridge_features:name`. None, the default, stands for the components of the genes in `effects`,
+        which a gene that is not measured lacks; :func:`scanpy_scgpt.datasets.gene_features` are others. A gene without
+        features gets `mean`.
 
     Returns
     -------

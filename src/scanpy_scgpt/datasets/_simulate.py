@@ -55,8 +55,8 @@ def simulate_perturb(
     real cell whose counts are thinned (genes that fall) or added to (genes that rise). The effect of a gene is its own
     fall to a fifth and a mixture of eight programmes of genes that vary together in the control cells, as the gene
     itself does, with 30 % noise: genes with similar features have similar effects. Effects of two genes add up (as
-    logarithms), and some pairs also have an interaction: genes belong to one of four groups, by what they vary with in the
-    control cells, and each pair of groups that interacts has a direction of its own.
+    logarithms), and some pairs also have an interaction: genes belong to one of four groups, by what they vary with in
+    the control cells, and each pair of groups that interacts has a direction of its own.
 
     Parameters
     ----------

@@ -157,7 +157,8 @@ def perturbation(
     de_genes
         Changed genes of each condition; by default the `n_de` with the largest change, its targets left out.
     ceiling
-        Effects of the same conditions from two halves of the cells: the first is scored as a prediction of the second.
+        Effects of the same conditions from two halves of the cells: the first is scored as a prediction of the second,
+        whose own most changed genes are its changed genes.
     non_zero
         Leave genes out of the correlations over all genes whose mean in the perturbed cells is 0; needs `control`.
     n_top
@@ -195,8 +196,9 @@ def perturbation(
         ratios[name] = variance_ratio(values, case.truth)
     if ceiling is not None:
         first, second = (_aligned(half, truth, name=f"ceiling[{i}]") for i, half in enumerate(ceiling))
-        half = Case.of(pd.DataFrame(second, truth.index, truth.columns), control=control, reference=reference, **shared)
-        rows[CEILING] = measures_of(first, half)
+        half = pd.DataFrame(second, truth.index, truth.columns)
+        own = Case.of(half, control=control, reference=reference, **{**shared, "de_genes": None})
+        rows[CEILING] = measures_of(first, own)
         ratios[CEILING] = variance_ratio(first, second)
     return _summary(pd.concat(rows, names=["method", "condition"]), ratios, n_boot, confidence, rng)
 

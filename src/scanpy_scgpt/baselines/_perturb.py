@@ -152,8 +152,8 @@ def perturb(
     effect stands in :cite:p:`Vinas2025`. `ridge`: the linear model of :cite:t:`AhlmannEltze2025`, ten components of
     the genes on both sides, penalty 0.1. `ridge_features`: ridge regression of the effects on features of the target
     genes; the penalty is the one with the smallest error when each known perturbation is left out in turn, and `mean`
-    stays unless that error is smaller by more than a standard error. `knn`: mean of the nearest perturbations in these
-    features; their number is chosen alike.
+    stays unless that error is smaller by more than 1.6 standard errors. `knn`: mean of the nearest perturbations in
+    these features; their number is chosen alike.
 
     Parameters
     ----------

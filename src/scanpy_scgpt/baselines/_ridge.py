@@ -6,6 +6,7 @@ import numpy as np
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _NEIGHBOURS = (1, 2, 3, 5, 10, 20)
+_MARGIN = 1.645  # standard errors
 _TINY = 1e-12
 
 
@@ -57,10 +58,10 @@ def kernel_ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray, *, penalties: tu
 
 
 def _chosen(errors: dict[float, np.ndarray], *, plain: float) -> float:
-    """Choice with the smallest mean error; `plain` unless its error is larger by more than a standard error."""
+    """Choice with the smallest mean error; `plain` unless its error is larger by a one-sided test at 5 %."""
     best = min(errors, key=lambda one: errors[one].mean())
     gain = errors[plain] - errors[best]
-    return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else plain
+    return best if gain.mean() > _MARGIN * gain.std(ddof=1) / np.sqrt(len(gain)) else plain
 
 
 def nearest(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:

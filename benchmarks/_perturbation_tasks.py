@@ -72,39 +72,39 @@ SIMULATED = {"SIMULATION, effects add up": 0.0, "SIMULATION, with interactions":
 SETS = (*SCREENS, *TABLES, *SIMULATED)
 
 
-def tasks_of(name: str, data: Path, seed: int) -> Iterator[Task]:
-    """The splits of one set with one seed."""
+def tasks_of(name: str, data: Path, seed: int, *, shared: bool = False) -> Iterator[Task]:
+    """The splits of one set with one seed; `shared`: training and truth have the same control cells."""
     if name in SCREENS:
-        yield from _screen(name, data, seed)
+        yield from _screen(name, data, seed, shared)
     elif name in TABLES:
         yield from _table(name, data, seed)
     else:
-        yield from _simulation(name, data, seed)
+        yield from _simulation(name, data, seed, shared)
 
 
 def _features() -> dict[str, pd.DataFrame | None]:
     return {"own": None, "knowledge": datasets.gene_features()}
 
 
-def _screen(name: str, data: Path, seed: int) -> Iterator[Task]:
+def _screen(name: str, data: Path, seed: int, shared: bool) -> Iterator[Task]:
     set_ = SCREENS[name]
     cells = ad.read_h5ad(data / f"{set_.file}.h5ad")
     found = pp.parse_perturbations(cells.obs["perturbation"], genes=cells.var_names)
-    yield from _of_cells(name, cells, found, set_, seed)
+    yield from _of_cells(name, cells, found, set_, seed, shared)
 
 
-def _simulation(name: str, data: Path, seed: int) -> Iterator[Task]:
+def _simulation(name: str, data: Path, seed: int, shared: bool) -> Iterator[Task]:
     real = ad.read_h5ad(data / "pbmc3k_10x.h5ad")
     kept = np.asarray((real.X > 0).mean(axis=0)).ravel() >= EXPRESSED
     cells = datasets.simulate_perturb(
         real[:, kept].copy(), n_genes=14, doubles=0.6, interactions=SIMULATED[name], n_control=400, rng=seed
     )
     found = pp.parse_perturbations(cells.obs["perturbation"], genes=cells.var_names)
-    yield from _of_cells(name, cells, found, Screen("", None, None, "double"), seed, n_splits=1)
+    yield from _of_cells(name, cells, found, Screen("", None, None, "double"), seed, shared, n_splits=1)
 
 
 def _of_cells(
-    name: str, cells: ad.AnnData, found: pp.Perturbations, set_: Screen, seed: int, n_splits: int = 5
+    name: str, cells: ad.AnnData, found: pp.Perturbations, set_: Screen, seed: int, shared: bool, n_splits: int = 5
 ) -> Iterator[Task]:
     """Training and truth have control cells of their own, else both err in the same direction."""
     levels = None if set_.held_out is None else cells.obs[set_.held_out]
@@ -115,7 +115,7 @@ def _of_cells(
     for split in pp.perturbation_splits(found, kind=set_.kind, covariate=levels, n_splits=n_splits, rng=seed):
         known = split.cells(found, "train", covariate=levels) | split.cells(found, "valid", covariate=levels)
         asked = split.cells(found, "test", covariate=levels)
-        if split.level is None:
+        if split.level is None and not shared:
             known, asked = known & ~(control & half), asked & ~(control & ~half)
         effects = baselines.pseudobulk_effects(cells, _only(found, known), **given)
         truth = baselines.pseudobulk_effects(cells, _only(found, asked), **given).take(split.test)

@@ -1,9 +1,11 @@
 """Effects of perturbations that were not seen, beside every simple method and the ceiling of two half samples.
 
-    python -m benchmarks.perturbation [--data FOLDER] [--sets NAME ...] [--seeds N] [--methods NAME ...] [--out FILE]
+    python -m benchmarks.perturbation [--data FOLDER] [--sets NAME ...] [--seeds N] [--methods NAME ...]
+        [--shared-controls] [--out FILE]
 
 For each set, seed (other parts, other halves of the controls) and split, every method predicts the effects of the
-held-out perturbations from the others. Controls are split in two: one half belongs to training, the other to the truth.
+held-out perturbations from the others. Controls are split in two: one half belongs to training, the other to the truth;
+`--shared-controls` shows what the usual way, one mean of all controls for both, makes of it (kept apart).
 A method is a function of a `Task` that returns effects, conditions x genes; put another one into `MODELS`. Finished
 runs are kept in `.bench/perturbation` and not run again; `--fresh` runs everything.
 """
@@ -17,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +66,16 @@ def score(task: Task, predicted: dict[str, pd.DataFrame]) -> metrics.Perturbatio
     )  # fmt: skip
 
 
-def run(name: str, data: Path, seed: int, models: list[str]) -> dict[str, Any]:
+def run(name: str, data: Path, seed: int, models: list[str], *, shared: bool = False) -> dict[str, Any]:
     """Scores of each condition with one seed; JSON-ready."""
     scores, extra, grades = [], [], {}
-    for task in tasks_of(name, data, seed):
+    for task in tasks_of(name, data, seed, shared=shared):
         predicted = predictions(task, models)
         scores.append(score(task, predicted))
         grades.update(task.grade)
         if name in SIMULATED:
             extra.append({m: interaction(name, data, seed, task, table) for m, table in predicted.items()})
-    if any(task.grade and set(task.grade.values()) == {"other level"} for task in [task]):
+    if set(grades.values()) == {"other level"}:
         scores = [_renamed(one, i) for i, one in enumerate(scores)]  # a perturbation counts once in each level
     both = metrics.PerturbationScores.combined(scores)
     table = both.per_condition.round(5).reset_index()
@@ -85,8 +88,6 @@ def run(name: str, data: Path, seed: int, models: list[str]) -> dict[str, Any]:
 
 
 def _renamed(scores: metrics.PerturbationScores, i: int) -> metrics.PerturbationScores:
-    from dataclasses import replace
-
     table = scores.per_condition.rename(index=lambda one: f"{one} [{i}]", level="condition")
     return replace(scores, per_condition=table)
 
@@ -114,6 +115,8 @@ def report(name: str, runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[
     """Print the table of one set; what is written, and the bars of the models."""
     scores, extra, grades = together(runs)
     shown = scores.table[list(SHOWN)]
+    if CEILING in shown.index:
+        shown = pd.concat([shown, scores.corrected_ceiling[list(SHOWN)].to_frame(f"{CEILING}, corrected").T])
     if len(extra):
         shown = shown.assign(interaction=extra)
     rows = [(method, *(round(float(x), 3) for x in shown.loc[method])) for method in shown.index]
@@ -152,12 +155,19 @@ def _by_grade(name: str, scores: metrics.PerturbationScores, grades: dict[str, s
     return mean.round(4).to_dict()
 
 
+def _written(path: Path) -> dict[str, Any]:
+    """What another call wrote about other sets."""
+    path.parent.mkdir(exist_ok=True)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.perturbation", description=__doc__)
     parser.add_argument("--data", type=Path, default=data_folder())
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--shared-controls", action="store_true", help="one control mean for training and truth")
     parser.add_argument("--fresh", action="store_true", help="run again what was run before")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -167,12 +177,13 @@ def main() -> int:
     for name in args.sets:
         runs = []
         for seed in range(args.seeds):
-            label = "-".join([name, str(seed), *args.methods]).replace(" ", "_").replace(",", "")
+            parts = [name, str(seed), *args.methods, *(["shared"] if args.shared_controls else [])]
+            label = "-".join(parts).replace(" ", "_").replace(",", "")
             path = KEPT / f"{label}.json"
             if args.fresh or not path.is_file():
                 started = time.monotonic()
                 with quiet("scanpy_scgpt", level=logging.ERROR):
-                    found = run(name, args.data, seed, args.methods)
+                    found = run(name, args.data, seed, args.methods, shared=args.shared_controls)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(found) + "\n", encoding="utf-8")
                 print(f"{name}, seed {seed}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
@@ -180,8 +191,9 @@ def main() -> int:
         with quiet("scanpy_scgpt", level=logging.ERROR):
             results[name], new = report(name, runs)
         bars += new
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if not args.shared_controls:
+        results = {**_written(args.out), **results}
+        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return conclude("perturbation", results, bars)
 
 

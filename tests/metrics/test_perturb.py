@@ -103,6 +103,21 @@ def test_the_ceiling_is_one_half_against_the_other(truth):
     expected = np.mean([stats.pearsonr(halves[0].loc[name], halves[1].loc[name])[0] for name in CONDITIONS])
     assert ceiling["pearson_delta"] == pytest.approx(expected)
     assert scores.best("pearson_delta") == "no_change"
+    assert scores.corrected_ceiling["pearson_delta"] == pytest.approx(2 * expected / (1 + expected))
+    assert np.isnan(scores.corrected_ceiling["l2"])
+    assert metrics.perturbation(truth, truth).corrected_ceiling.isna().all()
+
+
+def test_the_corrected_ceiling_is_that_of_all_cells():
+    """Known noise: the correlation of two full samples is what the correction finds from halves."""
+    rng = np.random.default_rng(6)
+    names, genes = [f"c{i}" for i in range(40)], [f"g{i}" for i in range(400)]
+    true = rng.normal(size=(40, 400))
+    halves = [pd.DataFrame(true + 2 * rng.normal(size=true.shape), names, genes) for _ in range(2)]
+    full = [pd.DataFrame(true + np.sqrt(2) * rng.normal(size=true.shape), names, genes) for _ in range(2)]
+    scores = metrics.perturbation(full[0], full[1], ceiling=tuple(halves))
+    expected = scores.table.loc["predicted", "pearson_delta"]
+    assert scores.corrected_ceiling["pearson_delta"] == pytest.approx(expected, abs=0.02)
 
 
 def test_differences_are_paired(truth):

@@ -20,6 +20,7 @@ CEILING = "half-split ceiling"
 _COLLAPSED = 0.2  # ratio of variances under which predictions are nearly the same for all perturbations
 _SAME_FOR_ALL = ("no_change", "mean", "informed_mean")
 _FEWEST = 2
+_CORRELATIONS = ("pearson_delta", "pearson_delta_de", "pearson_perturbed", "de_spearman")
 LOWER_IS_BETTER = ("l2", "mae")
 
 
@@ -74,6 +75,15 @@ class PerturbationScores:
             "n_above": (gap > 0).sum().to_numpy(), "n_below": (gap < 0).sum().to_numpy(),
         }  # fmt: skip
         return pd.DataFrame(columns, index=gap.columns)
+
+    @property
+    def corrected_ceiling(self) -> pd.Series:
+        """Correlations of two half samples brought to all cells, `2 r / (1 + r)`; NaN for other measures or without."""
+        found = pd.Series(np.nan, index=self.table.columns, name=CEILING)
+        if CEILING in self.table.index:
+            r = self.table.loc[CEILING, list(_CORRELATIONS)]
+            found[list(_CORRELATIONS)] = (2 * r / (1 + r)).where(r > 0)
+        return found
 
     @staticmethod
     def combined(scores: Sequence[PerturbationScores], *, rng: int = 0) -> PerturbationScores:

@@ -75,36 +75,36 @@ SETS = (*SCREENS, *TABLES, *SIMULATED)
 def tasks_of(name: str, data: Path, seed: int, *, shared: bool = False) -> Iterator[Task]:
     """The splits of one set with one seed; `shared`: training and truth have the same control cells."""
     if name in SCREENS:
-        yield from _screen(name, data, seed, shared)
+        yield from _screen(name, data, seed, shared=shared)
     elif name in TABLES:
         yield from _table(name, data, seed)
     else:
-        yield from _simulation(name, data, seed, shared)
+        yield from _simulation(name, data, seed, shared=shared)
 
 
 def _features() -> dict[str, pd.DataFrame | None]:
     return {"own": None, "knowledge": datasets.gene_features()}
 
 
-def _screen(name: str, data: Path, seed: int, shared: bool) -> Iterator[Task]:
+def _screen(name: str, data: Path, seed: int, *, shared: bool) -> Iterator[Task]:
     set_ = SCREENS[name]
     cells = ad.read_h5ad(data / f"{set_.file}.h5ad")
     found = pp.parse_perturbations(cells.obs["perturbation"], genes=cells.var_names)
-    yield from _of_cells(name, cells, found, set_, seed, shared)
+    yield from _of_cells(name, cells, found, set_, seed, shared=shared)
 
 
-def _simulation(name: str, data: Path, seed: int, shared: bool) -> Iterator[Task]:
+def _simulation(name: str, data: Path, seed: int, *, shared: bool) -> Iterator[Task]:
     real = ad.read_h5ad(data / "pbmc3k_10x.h5ad")
     kept = np.asarray((real.X > 0).mean(axis=0)).ravel() >= EXPRESSED
     cells = datasets.simulate_perturb(
         real[:, kept].copy(), n_genes=14, doubles=0.6, interactions=SIMULATED[name], n_control=400, rng=seed
     )
     found = pp.parse_perturbations(cells.obs["perturbation"], genes=cells.var_names)
-    yield from _of_cells(name, cells, found, Screen("", None, None, "double"), seed, shared, n_splits=1)
+    yield from _of_cells(name, cells, found, Screen("", None, None, "double"), seed, shared=shared, n_splits=1)
 
 
 def _of_cells(
-    name: str, cells: ad.AnnData, found: pp.Perturbations, set_: Screen, seed: int, shared: bool, n_splits: int = 5
+    name: str, cells: ad.AnnData, found: pp.Perturbations, set_: Screen, seed: int, *, shared: bool, n_splits: int = 5
 ) -> Iterator[Task]:
     """Training and truth have control cells of their own, else both err in the same direction."""
     levels = None if set_.held_out is None else cells.obs[set_.held_out]

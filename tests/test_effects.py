@@ -45,6 +45,19 @@ def test_a_covariate_compares_inside_its_levels(small):
     np.testing.assert_allclose(found.deltas.loc["B"], [2 - 0, 0 - 0.5])
 
 
+def test_several_covariates_are_combined(small):
+    cells, found = small
+    cells.obs["kind"] = ["k", "l", "k", "l", "k", "k", "k"]
+    together = baselines.pseudobulk_effects(cells, found, covariate=["batch", "kind"])
+    np.testing.assert_allclose(together.deltas.loc["A"], [((2 - 1) + (4 - 3)) / 2, 4 - 0])
+
+
+def test_one_cell_has_the_spread_of_the_others(small):
+    errors = baselines.pseudobulk_effects(*small).errors
+    assert np.isfinite(errors).all(axis=None)
+    assert (errors.loc["B"] > errors.loc["A"]).all()
+
+
 def test_a_condition_without_control_in_its_level_is_left_out(small, caplog):
     cells, found = small
     cells.obs["batch"] = ["x", "x", "x", "x", "x", "y", "x"]

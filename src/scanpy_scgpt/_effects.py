@@ -97,7 +97,7 @@ def pseudobulk_effects(
     adata: AnnData,
     perturbations: Perturbations,
     *,
-    covariate: str | None = None,
+    covariate: str | Sequence[str] | None = None,
     layer: str | None = None,
     size_key: str | None = None,
 ) -> Effects:
@@ -113,8 +113,9 @@ def pseudobulk_effects(
     perturbations
         Their perturbations, from :func:`scanpy_scgpt.pp.parse_perturbations`.
     covariate
-        Column of `.obs`, such as the batch: cells are compared with the control cells of their own level, and the
-        differences are averaged, each level with the weight of its perturbed cells.
+        Column of `.obs`, such as the batch, or several, such as batch and cell type: cells are compared with the
+        control cells of their own level (combination of levels), and the differences are averaged, each level with the
+        weight of its perturbed cells.
     layer
         Layer with the counts, as in :func:`scanpy_scgpt.pp.tokenize`.
     size_key
@@ -140,14 +141,14 @@ def pseudobulk_effects(
             "Read the column of these cells: parse_perturbations(adata.obs['perturbation'])."
         )
         raise ValueError(msg)
-    for key in (covariate, size_key):
-        if key is not None:
-            check_key(adata.obs, key, where="adata.obs")
+    columns = [covariate] if isinstance(covariate, str) else list(covariate or ())
+    for key in (*columns, *([] if size_key is None else [size_key])):
+        check_key(adata.obs, key, where="adata.obs")
     source = choose_counts(adata, layer=layer)
     genes = _unique(source.var.index)
     levels, n_levels = np.zeros(adata.n_obs, dtype=np.int64), 1
-    if covariate is not None:
-        levels, names = pd.factorize(adata.obs[covariate].astype(object).fillna("unknown").astype(str))
+    if columns:
+        levels, names = pd.factorize(pd.MultiIndex.from_frame(adata.obs[columns].astype(object).fillna("unknown")))
         n_levels = len(names)
     sizes = None if size_key is None else adata.obs[size_key].to_numpy(dtype=np.float64)
     n_groups = (len(perturbations.conditions) + 1) * n_levels

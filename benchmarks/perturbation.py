@@ -135,14 +135,15 @@ def report(name: str, runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[
     if len(set(grades.values())) > 1:
         by_grade = _by_grade(name, scores, grades)
     kept = {
-        "n": n, "seeds": len(runs), "mean": shown.round(4).to_dict("index"), "low": _numbers(scores.low),
+        "n": n, "seeds": len(runs), "mean": _numbers(shown), "low": _numbers(scores.low),
         "high": _numbers(scores.high), "difference": against, "by_grade": by_grade,
     }  # fmt: skip
     return kept, bars
 
 
-def _numbers(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
-    return frame[[one for one in SHOWN if one in frame]].round(4).to_dict("index")
+def _numbers(frame: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    found = frame[[one for one in (*SHOWN, "interaction") if one in frame]].round(4).astype(object)
+    return found.where(found.notna(), None).to_dict("index")
 
 
 def _by_grade(name: str, scores: metrics.PerturbationScores, grades: dict[str, str]) -> dict[str, Any]:

@@ -97,7 +97,14 @@ def _simulation(name: str, data: Path, seed: int, *, shared: bool) -> Iterator[T
     real = ad.read_h5ad(data / "pbmc3k_10x.h5ad")
     kept = np.asarray((real.X > 0).mean(axis=0)).ravel() >= EXPRESSED
     cells = datasets.simulate_perturb(
-        real[:, kept].copy(), n_genes=14, doubles=0.6, interactions=SIMULATED[name], n_control=400, rng=seed
+        real[:, kept].copy(),
+        n_genes=14,
+        doubles=0.6,
+        interactions=SIMULATED[name],
+        n_cells=150,
+        n_control=800,
+        interaction_strength=1.5,
+        rng=seed,
     )
     found = pp.parse_perturbations(cells.obs["perturbation"], genes=cells.var_names)
     yield from _of_cells(name, cells, found, Screen("", None, None, "double"), seed, shared=shared, n_splits=1)
@@ -172,8 +179,8 @@ def _table(name: str, data: Path, seed: int) -> Iterator[Task]:
         )  # fmt: skip
 
 
-def interaction(name: str, data: Path, seed: int, task: Task, predicted: pd.DataFrame) -> float:
-    """Correlation of what a prediction adds to the sum of the single effects with the simulated interaction."""
+def interaction(task: Task, predicted: pd.DataFrame) -> float:
+    """Correlation of what a prediction adds to the sum of the measured singles with the simulated interaction."""
     truth = task.cells.uns["simulation"]
     known = pd.DataFrame(truth["interaction"], [str(one) for one in truth["conditions"]], task.truth.columns)
     out = []

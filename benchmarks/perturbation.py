@@ -74,7 +74,8 @@ def run(name: str, data: Path, seed: int, models: list[str], *, shared: bool = F
         scores.append(score(task, predicted))
         grades.update(task.grade)
         if name in SIMULATED:
-            extra.append({m: interaction(name, data, seed, task, table) for m, table in predicted.items()})
+            asked = {**predicted, CEILING: task.truth}
+            extra.append({method: interaction(task, table) for method, table in asked.items()})
     if set(grades.values()) == {"other level"}:
         scores = [_renamed(one, i) for i, one in enumerate(scores)]  # a perturbation counts once in each level
     both = metrics.PerturbationScores.combined(scores)

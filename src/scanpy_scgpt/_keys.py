@@ -121,14 +121,6 @@ class MapKeys:
         return f"{self.prefix}_nearest"
 
 
-FILE = "scgpt_file"
-"""`.obs` column of a result over several files: which file a cell is of."""
-TOKENIZE = TokenizeKeys()
-EMBED = EmbedKeys()
-GENERATE = LayerKeys("scgpt_generated", "scgpt_generated_sd", "generate")
-DENOISE = LayerKeys("scgpt_denoised", "scgpt_denoised_sd", "denoise")
-
-
 @dataclass(frozen=True)
 class ImputeKeys:
     """Slots of `tl.impute_modality`: prediction and interval in `.obsm`."""
@@ -144,3 +136,13 @@ class ImputeKeys:
         name = f"scgpt_{modality}" if key_added is None else key_added
         uns = f"impute_{modality if key_added is None else key_added}"
         return cls(name, f"{name}_lower", f"{name}_upper", uns)
+
+
+FILE = "scgpt_file"
+"""`.obs` column of a result over several files: which file a cell is of."""
+TOKENIZE = TokenizeKeys()
+EMBED = EmbedKeys()
+GENERATE = LayerKeys("scgpt_generated", "scgpt_generated_sd", "generate")
+DENOISE = LayerKeys("scgpt_denoised", "scgpt_denoised_sd", "denoise")
+SIMULATION = "simulation"
+"""`.uns` slot of simulated cells: that they are, and the truth behind them."""

@@ -1,11 +1,16 @@
 """Simple opponents of the tools."""
 
+from scanpy_scgpt._effects import Effects, pseudobulk_effects, table_effects
+
 from ._annotate import Prediction, annotate
 from ._embed import embed_pca
 from ._integrate import Integration, integrate
 from ._modalities import impute_modality, integrate_modalities
 
+from ._perturb import perturb
+
 __all__ = [
+    "Effects",
     "Integration",
     "Prediction",
     "annotate",
@@ -13,4 +18,7 @@ __all__ = [
     "impute_modality",
     "integrate",
     "integrate_modalities",
+    "perturb",
+    "pseudobulk_effects",
+    "table_effects",
 ]

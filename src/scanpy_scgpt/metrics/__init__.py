@@ -7,9 +7,11 @@ from ._integrate import integration, scib
 from ._mixing import batch_mixing, structure_kept
 from ._multimodal import foscttm, imputation, modality_mixing
 from ._paired import paired_difference
+from ._perturb import PerturbationScores, perturbation
 
 __all__ = [
     "Agreement",
+    "PerturbationScores",
     "annotation",
     "batch_mixing",
     "calibration_error",
@@ -21,6 +23,7 @@ __all__ = [
     "modality_mixing",
     "paired_difference",
     "per_class",
+    "perturbation",
     "prediction_sets",
     "reliability",
     "scib",

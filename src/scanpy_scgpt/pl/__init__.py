@@ -4,5 +4,6 @@ from ._annotate import confidence, confusion, reliability
 from ._embed import embeddings
 from ._integrate import integration
 from ._modalities import modalities
+from ._perturb_effect import perturb_effect
 
-__all__ = ["confidence", "confusion", "embeddings", "integration", "modalities", "reliability"]
+__all__ = ["confidence", "confusion", "embeddings", "integration", "modalities", "perturb_effect", "reliability"]

@@ -6,7 +6,6 @@ from ._annotate import Prediction, annotate
 from ._embed import embed_pca
 from ._integrate import Integration, integrate
 from ._modalities import impute_modality, integrate_modalities
-
 from ._perturb import perturb
 
 __all__ = [

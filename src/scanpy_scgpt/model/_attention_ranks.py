@@ -45,6 +45,8 @@ class AttentionRanks:
     ties
         Rank of equal values, of which the second ranking has many: `"average"`, or `"sorted"`, whatever order the sort
         of PyTorch leaves them in, as the original does (much slower, and other processors sort in another order).
+    legacy
+        As the original does: `ties="sorted"`, and the first cell of each block is left out and still counted.
     device, max_tokens
         As in :func:`scanpy_scgpt.tl.embed`.
 
@@ -62,6 +64,7 @@ class AttentionRanks:
         layer: int = -1,
         heads: Literal["mean", "max"] | int = "mean",
         ties: RankTies = "average",
+        legacy: bool = False,
         device: str = "auto",
         max_tokens: int | None = None,
     ) -> None:
@@ -75,7 +78,8 @@ class AttentionRanks:
             raise ValueError(msg)
         self.embedder = Embedder(checkpoint, device=device, precision="fp32", backend="torch")
         self.device = self.embedder.torch_device
-        self.layer, self.heads, self.ties = range(config.n_layers)[layer], heads, ties
+        self.layer, self.heads, self.ties = range(config.n_layers)[layer], heads, "sorted" if legacy else ties
+        self.legacy = legacy
         self.max_tokens = max_tokens or _TOKENS.get(self.device.type, _TOKENS_ELSEWHERE)
         ids = np.concatenate([[checkpoint.vocab.cls_id], self.gene_ids])
         self._ids = torch.as_tensor(ids, device=self.device)
@@ -103,7 +107,7 @@ class AttentionRanks:
         Returns
         -------
         Array of float32, shape `(n_blocks, n_tokens, n_tokens)`: `[block, key, query]`, from 0 to below 1: how much the
-        query looks at the key, or, in the words of the network, how much the key influences the query. `<cls>` is first.
+        query looks at the key, or, as a network of genes, how much the key influences the query. `<cls>` is first.
         """
         out = np.empty((len(blocks), self.n_tokens, self.n_tokens), dtype=np.float32)
         order = sorted(range(len(blocks)), key=lambda i: -len(blocks[i]))
@@ -128,7 +132,7 @@ class AttentionRanks:
         add = self._add_counted if on_cpu else self._add_sorted
         total = np.zeros((self.n_tokens,) * 2, dtype=np.int64)
         size = max(1, self.max_tokens // self.n_tokens)
-        for start in range(0, len(cells), size):
+        for start in range(int(self.legacy), len(cells), size):
             part = cells[start : start + size]
             add(total, *self.queries_and_keys(digits[part]))
             advance(len(part))

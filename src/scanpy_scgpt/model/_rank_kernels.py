@@ -1,7 +1,7 @@
 """Ranks of attention scores inside rows, then of these ranks inside columns; numba.
 
-Ranks are doubled, so that the mean rank of equal values is a whole number: of `m` values the smallest has 0, the largest
-`2 * (m - 1)`. Sums over cells and heads are exact, whatever the order.
+Ranks are doubled, so that the mean rank of equal values is a whole number: of `m` values the smallest has 0, the
+largest `2 * (m - 1)`. Sums over cells and heads are exact, whatever the order.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ def grn(
         Cells, shape `(n_obs, n_vars)`, in memory; not changed.
     methods
         `"pearson"` and `"spearman"` (absolute correlation), `"trees"` (importance in 50 extremely randomised trees for
-        each gene, on 1,000 cells at most; after :cite:t:`HuynhThu2010`), `"de"` (absolute Wilcoxon statistic between the
-        groups of `contrast`, the same for every source), `"random"`. By default all but trees, and `"de"` with a
+        each gene, on 1,000 cells at most; after :cite:t:`HuynhThu2010`), `"de"` (absolute Wilcoxon statistic between
+        the groups of `contrast`, the same for every source), `"random"`. By default all but trees, and `"de"` with a
         contrast alone.
     genes
         Genes of the network; by default all.

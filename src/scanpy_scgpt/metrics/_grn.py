@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.integrate import trapezoid
 from scipy.stats import hypergeom
 
 _LEAST = 2  # sources with which a spread can be told
@@ -36,8 +37,8 @@ def grn(
     Candidates are all pairs of a source that has known edges and one of the genes, without a gene and itself. A pair
     that a table does not have comes after all that it has. Early precision is the share of known edges among the first
     `k` candidates, where `k` is the number of known edges (:cite:t:`Pratapa2020`); inside a run of equal weights their
-    mean counts. A ratio is to the share among all candidates: 1 is chance. Intervals draw whole sources, as edges of one
-    source are not independent.
+    mean counts. A ratio is to the share among all candidates: 1 is chance. Intervals draw whole sources, as edges of
+    one source are not independent.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def _measures(pairs: _Candidates, weights: np.ndarray) -> dict[str, float]:
     steps = np.diff(np.append(0, hits))
     auprc = float((steps * hits / np.maximum(seen, 1e-12)).sum() / n_true)
     missed = seen - hits
-    auroc = float(np.trapezoid(np.append(0, hits), np.append(0, missed)) / (n_true * missed[-1]))
+    auroc = float(trapezoid(np.append(0, hits), np.append(0, missed)) / (n_true * missed[-1]))
     density = n_true / n_all
     return {
         "early_precision_ratio": float(early / density),

@@ -8,5 +8,16 @@ from ._embed import embed
 from ._generate import generate
 from ._integrate import integrate
 from ._map_reference import map_reference
+from ._target_overlap import target_overlap
 
-__all__ = ["annotate", "attention_network", "build_index", "denoise", "embed", "generate", "integrate", "map_reference"]
+__all__ = [
+    "annotate",
+    "attention_network",
+    "build_index",
+    "denoise",
+    "embed",
+    "generate",
+    "integrate",
+    "map_reference",
+    "target_overlap",
+]

@@ -249,7 +249,7 @@ def _n_cells(wanted: Sequence[Comparison], *, shuffled: bool) -> int:
 
 
 def _exchanged(digits: sparse.csr_matrix, cells: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Some of the cells, each gene's values dealt among them anew: what a gene goes along with is lost, nothing else."""
+    """Some of the cells, each gene's values dealt among them anew: what goes along with what is lost."""
     some = cells[rng.permutation(len(cells))[:_SHUFFLED]]
     return sparse.csr_matrix(rng.permuted(digits[some].toarray(), axis=0))
 

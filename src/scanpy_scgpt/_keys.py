@@ -138,6 +138,22 @@ class ImputeKeys:
         return cls(name, f"{name}_lower", f"{name}_upper", uns)
 
 
+@dataclass(frozen=True)
+class AttentionKeys:
+    """Slots of `tl.attention_network`, all in `.uns`: edges, one row for each gene, record."""
+
+    edges: str = "scgpt_grn"
+    influence: str = "scgpt_grn_influence"
+    uns: str = "grn"
+
+    @classmethod
+    def named(cls, key_added: str | None) -> AttentionKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        if key_added is None:
+            return cls()
+        return cls(edges=key_added, influence=f"{key_added}_influence", uns=f"grn_{key_added}")
+
+
 FILE = "scgpt_file"
 """`.obs` column of a result over several files: which file a cell is of."""
 TOKENIZE = TokenizeKeys()

@@ -4,6 +4,7 @@ from scanpy_scgpt._effects import Effects, pseudobulk_effects, table_effects
 
 from ._annotate import Prediction, annotate
 from ._embed import embed_pca
+from ._grn import grn
 from ._integrate import Integration, integrate
 from ._modalities import impute_modality, integrate_modalities
 from ._perturb import perturb
@@ -14,6 +15,7 @@ __all__ = [
     "Prediction",
     "annotate",
     "embed_pca",
+    "grn",
     "impute_modality",
     "integrate",
     "integrate_modalities",

@@ -3,6 +3,7 @@
 from ._annotate import annotation, macro_f1_interval, per_class, unknown_detection
 from ._calibration import calibration_error, prediction_sets, reliability
 from ._embed import Agreement, knn_agreement
+from ._grn import grn, target_overlap
 from ._integrate import integration, scib
 from ._mixing import batch_mixing, structure_kept
 from ._multimodal import foscttm, imputation, modality_mixing
@@ -16,6 +17,7 @@ __all__ = [
     "batch_mixing",
     "calibration_error",
     "foscttm",
+    "grn",
     "imputation",
     "integration",
     "knn_agreement",
@@ -28,5 +30,6 @@ __all__ = [
     "reliability",
     "scib",
     "structure_kept",
+    "target_overlap",
     "unknown_detection",
 ]

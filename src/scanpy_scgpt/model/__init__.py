@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ._assessment import Assessment
+from ._attention_ranks import AttentionRanks, RankTies, dealt
 from ._cells import CellTokens
 from ._dask import active_client, embed_on_workers
 from ._devices import choose_device
@@ -24,6 +25,7 @@ __all__ = [
     "BLOCK_ROWS",
     "SCGPT",
     "Assessment",
+    "AttentionRanks",
     "CellFiles",
     "CellTokens",
     "Embedder",
@@ -32,11 +34,13 @@ __all__ = [
     "Imputed",
     "Order",
     "Predicted",
+    "RankTies",
     "SCGPTAnnotator",
     "SCGPTIntegrator",
     "SCGPTMulti",
     "active_client",
     "choose_device",
+    "dealt",
     "embed_files",
     "embed_on_workers",
     "plain_cells",

@@ -2,5 +2,15 @@
 
 from ._annotate import label_probabilities, label_sets
 from ._grn import grn_edges, grn_graph, similar_genes
+from ._programs import enrichment, gene_programs, program_scores
 
-__all__ = ["grn_edges", "grn_graph", "label_probabilities", "label_sets", "similar_genes"]
+__all__ = [
+    "enrichment",
+    "gene_programs",
+    "grn_edges",
+    "grn_graph",
+    "label_probabilities",
+    "label_sets",
+    "program_scores",
+    "similar_genes",
+]

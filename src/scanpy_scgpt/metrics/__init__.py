@@ -3,6 +3,7 @@
 from ._annotate import annotation, macro_f1_interval, per_class, unknown_detection
 from ._calibration import calibration_error, prediction_sets, reliability
 from ._embed import Agreement, knn_agreement
+from ._enrichment import enrichment
 from ._integrate import integration, scib
 from ._mixing import batch_mixing, structure_kept
 from ._paired import paired_difference
@@ -12,6 +13,7 @@ __all__ = [
     "annotation",
     "batch_mixing",
     "calibration_error",
+    "enrichment",
     "integration",
     "knn_agreement",
     "macro_f1_interval",

@@ -133,9 +133,10 @@ def grn(
     """
     check_one_of(method, METHODS, name="method")
     common = {"genes": genes, "groupby": groupby, "layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols}
-    common |= {"device": device, "key_added": key_added, "rng": rng, "copy": copy}
+    common |= {"device": device, "key_added": key_added, "rng": rng, "copy": copy, "min_cells": min_cells}
     if method == "attention":
-        return _attention(adata, model, common, {"groups": groups, **kwargs})
+        alone = {"groups": groups, "threshold": threshold, "n_neighbors": n_neighbors, "center": center}
+        return _attention(adata, model, common, {**alone, **kwargs})
     if kwargs:
         msg = f"method='embedding' takes no {next(iter(kwargs))!r}; that is for method='attention'."
         raise TypeError(msg)

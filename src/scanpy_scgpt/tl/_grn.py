@@ -16,6 +16,7 @@ from scanpy_scgpt._validate import check_anndata, check_one_of, copied, seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
+from ._attention_grn import attention_network
 from ._gene_graph import cosine_pairs
 from ._gene_lists import chosen_genes
 from ._gene_vectors import ALL, context_vectors, group_codes, matched, network_of, table_vectors
@@ -136,7 +137,8 @@ def grn(
     common |= {"device": device, "key_added": key_added, "rng": rng, "copy": copy, "min_cells": min_cells}
     if method == "attention":
         alone = {"groups": groups, "threshold": threshold, "n_neighbors": n_neighbors, "center": center}
-        return _attention(adata, model, common, {**alone, **kwargs})
+        told = {name: value for name, value in {**common, **alone, **kwargs}.items() if value is not None}
+        return attention_network(adata, model, **told)  # what was not given is left to it
     if kwargs:
         msg = f"method='embedding' takes no {next(iter(kwargs))!r}; that is for method='attention'."
         raise TypeError(msg)
@@ -173,17 +175,6 @@ def grn(
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
     _receipt(record, checkpoint)
     return adata if copy else None
-
-
-def _attention(adata: AnnData, model: Any, common: Mapping[str, Any], given: Mapping[str, Any]) -> AnnData | None:
-    """The network of attention; settings that were not given are left to it."""
-    try:
-        from ._attention_grn import attention_network
-    except ImportError as error:
-        msg = "method='attention': use one of 'embedding'."
-        raise ValueError(msg) from error
-    told = {name: value for name, value in {**common, **given}.items() if value is not None}
-    return attention_network(adata, model, **told)
 
 
 def _check(threshold: Any, n_neighbors: Any, min_cells: Any, key_added: str | None) -> None:

@@ -8,6 +8,7 @@ from ._cells import CellTokens
 from ._dask import active_client, embed_on_workers
 from ._devices import choose_device
 from ._files import BLOCK_ROWS, CellFiles, embed_files
+from ._gene_contexts import GeneContexts
 from ._gene_lists import GeneLists
 from ._generative_pass import Predicted
 from ._generator import Generator, Order
@@ -29,6 +30,7 @@ __all__ = [
     "CellFiles",
     "CellTokens",
     "Embedder",
+    "GeneContexts",
     "GeneLists",
     "Generator",
     "Imputed",

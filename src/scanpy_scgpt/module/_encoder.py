@@ -152,6 +152,22 @@ class CellEncoder(nn.Module):
         x = (x if last.scheme == "post" else last.norm1(x)).unflatten(0, (n_cells, length))
         return last.attention.queries_and_keys(x)
 
+    @torch.inference_mode()
+    def tokens(self, gene_ids: Tensor, digits: Tensor, padding: Tensor | None) -> Tensor:
+        """As :meth:`forward`, but what the last layer gives for each token: (batch, length, d_model) float32."""
+        x = self._enter(gene_ids, digits)
+        for layer in self.transformer.layers:
+            x = layer(x, padding)
+        return x.float()
+
+    @torch.inference_mode()
+    def packed_tokens(self, gene_ids: Tensor, digits: Tensor, starts: Tensor, longest: int) -> Tensor:
+        """As :meth:`packed`, but what the last layer gives for each token: (n_tokens, d_model) float32."""
+        x, cells = self._enter(gene_ids, digits), Segments(starts, longest)
+        for layer in self.transformer.layers:
+            x = layer.mix(x, partial(layer.attention.packed, cells=cells))
+        return x.float()
+
     def _enter(self, gene_ids: Tensor, digits: Tensor) -> Tensor:
         """Vectors of tokens, (..., d_model)."""
         x = F.embedding(gene_ids, self.gene_table)

@@ -5,7 +5,10 @@ from ._attention_grn import attention_network
 from ._build_index import build_index
 from ._denoise import denoise
 from ._embed import embed
+from ._enrich import enrich
+from ._gene_programs import gene_programs
 from ._generate import generate
+from ._grn import grn
 from ._impute import impute_modality
 from ._integrate import integrate
 from ._map_reference import map_reference
@@ -17,7 +20,10 @@ __all__ = [
     "build_index",
     "denoise",
     "embed",
+    "enrich",
+    "gene_programs",
     "generate",
+    "grn",
     "impute_modality",
     "integrate",
     "map_reference",

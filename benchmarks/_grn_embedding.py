@@ -127,8 +127,8 @@ def pathways(data: Path, seed: int) -> dict[str, dict[str, Any]]:
             tl.enrich(adata, sets, compare=compare, n_random=20 if title == ZERO else 0, rng=seed)
             table = adata.uns["scgpt_enrichment_hits"]
             names = {"scgpt": title, "coexpression": COEXPRESSION, "coexpression_matched": MATCHED, "random": RANDOM}
-            for kind, part in table.groupby("network"):
-                part = part.set_index("resolution")
+            for kind, own in table.groupby("network"):
+                part = own.set_index("resolution")
                 row = found.setdefault(name, {}).setdefault(names[kind], {})
                 row.update({f"{level:g}": float(hits) for level, hits in part["hits"].items()})
                 row["programs at 40"], row["genes at 40"] = (

@@ -164,6 +164,11 @@ def test_contexts_do_not_depend_on_blocks(counts, checkpoint):
     np.testing.assert_array_equal(whole.counts, parts.counts)
     np.testing.assert_allclose(whole.means(min_cells=2), parts.means(min_cells=2), atol=1e-5)
     np.testing.assert_allclose(whole.centers(), parts.centers(), atol=1e-5)
+    padded = GeneContexts(checkpoint, ids, 2)
+    padded._engine.packed = False  # as on a GPU without a kernel for packed cells
+    padded.add(tokens, codes)
+    np.testing.assert_array_equal(whole.counts, padded.counts)
+    np.testing.assert_allclose(whole.means(min_cells=2), padded.means(min_cells=2), atol=1e-5)
 
 
 def test_context_networks_of_groups(counts, checkpoint, caplog):

@@ -239,3 +239,14 @@ def test_figures(cells):
         pl.grn(cells, threshold=0.999, show=False)
     with pytest.raises(ValueError, match=r"a program='r9_p9'"):
         pl.gene_programs(cells, "cell_type", programs=["r9_p9"], show=False)
+
+
+def test_resolutions_without_programs_count_as_no_hit(cells, caplog):
+    adata = cells.copy()
+    tl.gene_programs(adata, resolutions=[1, 5000], scores=False)
+    assert "no cluster has min_size=5 genes at resolution 5000" in caplog.text
+    tl.enrich(adata, SETS, n_random=2, min_set_size=3)
+    summary = adata.uns["scgpt_enrichment_hits"].set_index(["resolution", "network"])
+    assert summary.loc[(5000.0, "scgpt"), ["n_programs", "hits"]].tolist() == [0, 0]
+    assert summary.loc[(1.0, "scgpt"), "hits"] > 0
+    assert "scgpt_programs" not in adata.obsm

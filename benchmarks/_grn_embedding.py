@@ -47,6 +47,15 @@ def fine_tuned(data: Path, name: str, seed: int) -> Checkpoint:
     return model.to_checkpoint("tuned")
 
 
+def in_cells(adata: ad.AnnData, seed: int) -> pd.DataFrame:
+    """What the last layer gives for each gene, averaged over some cells, less what all genes share."""
+    some = adata[np.random.default_rng([seed, 2]).permutation(adata.n_obs)[:N_CONTEXT]].copy()
+    some.obs["all"] = "all"
+    tl.grn(some, groupby="all", min_cells=3, n_neighbors=1)
+    context = pd.DataFrame(np.asarray(some.varm["scgpt_genes_all"]), index=some.var_names)
+    return context - context.mean()
+
+
 def _hla(data: Path) -> pd.Series:
     """Class of each classical HLA gene."""
     table = pd.read_csv(data / "knowledge" / "hla_and_cd_genes.tsv.gz", sep="\t")
@@ -93,8 +102,6 @@ def networks(data: Path, seed: int) -> dict[str, dict[str, Any]]:
         wanted = {*hla.index, *(gene for family in FAMILIES for gene in family)}
         kept = (np.argsort(np.argsort(-seen)) < N_GENES) | (adata.var_names.isin(wanted) & (seen > 0))
         adata = adata[:, kept & (models.load("mini").vocab.ids(list(adata.var_names)) >= 0)].copy()
-        some = adata[np.random.default_rng([seed, 2]).permutation(adata.n_obs)[:N_CONTEXT]].copy()
-        some.obs["all"] = "all"
         checkpoint = models.load("mini")
         vectors = {}
         for title, model in (
@@ -104,9 +111,7 @@ def networks(data: Path, seed: int) -> dict[str, dict[str, Any]]:
         ):
             tl.grn(adata, model, n_neighbors=1)
             vectors[title] = pd.DataFrame(np.asarray(adata.varm["scgpt_genes"]), index=adata.var_names)
-        tl.grn(some, groupby="all", min_cells=3, n_neighbors=1)
-        context = pd.DataFrame(np.asarray(some.varm["scgpt_genes_all"]), index=some.var_names)
-        vectors[CONTEXT] = context - context.mean()
+        vectors[CONTEXT] = in_cells(adata, seed)
         vectors[COEXPRESSION] = baselines.gene_vectors(adata)
         found[name] = {title: partners(one, hla) for title, one in vectors.items()}
     return found
@@ -128,9 +133,13 @@ def pathways(data: Path, seed: int) -> dict[str, dict[str, Any]]:
             ZERO: checkpoint,
             TUNED: fine_tuned(data, name, seed),
             UNTRAINED: models.untrained(checkpoint, rng=seed),
+            CONTEXT: None,
         }
         for title, model in runs.items():
-            tl.gene_programs(adata, model, resolutions=RESOLUTIONS, scores=False, rng=seed)
+            if title == CONTEXT:
+                adata.varm["context"] = in_cells(adata, seed).to_numpy()
+            use_varm = "context" if title == CONTEXT else None
+            tl.gene_programs(adata, model, resolutions=RESOLUTIONS, use_varm=use_varm, scores=False, rng=seed)
             compare = ("coexpression", "coexpression_matched") if title == ZERO else ()
             tl.enrich(adata, sets, compare=compare, n_random=20 if title == ZERO else 0, rng=seed)
             table = adata.uns["scgpt_enrichment_hits"]

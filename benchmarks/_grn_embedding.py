@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 from scanpy_scgpt import baselines, get, models, tl
+from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.model import SCGPT
 
 from ._harness import Bar, print_table
@@ -20,7 +22,7 @@ from ._harness import Bar, print_table
 SETS = ("pbmc3k_10x", "pbmc_facs_zheng2017")  # neither of them did the model learn from
 FAMILIES = (("CD3D", "CD3E", "CD3G"), ("CD79A", "CD79B"), ("CD8A", "CD8B"))
 RESOLUTIONS = (1, 5, 10, 20, 30, 40, 50, 60)
-N_GENES, N_VARIABLE, N_TRAINED, EPOCHS, N_CONTEXT = 5000, 1200, 600, 3, 300
+N_GENES, N_VARIABLE, N_TRAINED, EPOCHS, N_CONTEXT = 5000, 1200, 400, 2, 200
 ZERO, TUNED, UNTRAINED, CONTEXT, COEXPRESSION = (
     "mini, zero-shot", "mini, fine-tuned", "mini, untrained", "mini, in cells", "co-expression",
 )  # fmt: skip
@@ -33,14 +35,25 @@ def read(data: Path, name: str) -> ad.AnnData:
     return ad.AnnData(adata.X, obs=adata.obs[["cell_type"]].copy(), var=adata.var[[]].copy())
 
 
-def fine_tuned(adata: ad.AnnData, seed: int) -> SCGPT:
-    """The bundled model, trained on some of the cells to predict hidden genes."""
+@cache
+def fine_tuned(data: Path, name: str, seed: int) -> Checkpoint:
+    """The bundled model, trained on some of the cells of a set to predict hidden genes."""
+    adata = read(data, name)
     rows = np.sort(np.random.default_rng([seed, 1]).permutation(adata.n_obs)[:N_TRAINED])
     cells = ad.AnnData(adata.X[rows], obs=adata.obs.iloc[rows][[]].copy(), var=adata.var.copy())
     SCGPT.setup_anndata(cells)
     model = SCGPT(cells, objectives=("gep", "gepc"), max_length=400, rng=seed)
     model.train(max_epochs=EPOCHS, accelerator="cpu")
-    return model
+    return model.to_checkpoint("tuned")
+
+
+def in_cells(adata: ad.AnnData, seed: int) -> pd.DataFrame:
+    """What the last layer gives for each gene, averaged over some cells, less what all genes share."""
+    some = adata[np.random.default_rng([seed, 2]).permutation(adata.n_obs)[:N_CONTEXT]].copy()
+    some.obs["all"] = "all"
+    tl.grn(some, groupby="all", min_cells=3, n_neighbors=1)
+    context = pd.DataFrame(np.asarray(some.varm["scgpt_genes_all"]), index=some.var_names)
+    return context - context.mean()
 
 
 def _hla(data: Path) -> pd.Series:
@@ -89,20 +102,16 @@ def networks(data: Path, seed: int) -> dict[str, dict[str, Any]]:
         wanted = {*hla.index, *(gene for family in FAMILIES for gene in family)}
         kept = (np.argsort(np.argsort(-seen)) < N_GENES) | (adata.var_names.isin(wanted) & (seen > 0))
         adata = adata[:, kept & (models.load("mini").vocab.ids(list(adata.var_names)) >= 0)].copy()
-        some = adata[np.random.default_rng([seed, 2]).permutation(adata.n_obs)[:N_CONTEXT]].copy()
-        some.obs["all"] = "all"
         checkpoint = models.load("mini")
         vectors = {}
         for title, model in (
             (ZERO, checkpoint),
-            (TUNED, fine_tuned(adata, seed)),
+            (TUNED, fine_tuned(data, name, seed)),
             (UNTRAINED, models.untrained(checkpoint, rng=seed)),
         ):
             tl.grn(adata, model, n_neighbors=1)
             vectors[title] = pd.DataFrame(np.asarray(adata.varm["scgpt_genes"]), index=adata.var_names)
-        tl.grn(some, groupby="all", min_cells=3, n_neighbors=1)
-        context = pd.DataFrame(np.asarray(some.varm["scgpt_genes_all"]), index=some.var_names)
-        vectors[CONTEXT] = context - context.mean()
+        vectors[CONTEXT] = in_cells(adata, seed)
         vectors[COEXPRESSION] = baselines.gene_vectors(adata)
         found[name] = {title: partners(one, hla) for title, one in vectors.items()}
     return found
@@ -120,14 +129,23 @@ def pathways(data: Path, seed: int) -> dict[str, dict[str, Any]]:
         sc.pp.highly_variable_genes(work, n_top_genes=N_VARIABLE)
         adata.var["highly_variable"] = work.var["highly_variable"]
         checkpoint = models.load("mini")
-        runs = {ZERO: checkpoint, TUNED: fine_tuned(adata, seed), UNTRAINED: models.untrained(checkpoint, rng=seed)}
+        runs = {
+            ZERO: checkpoint,
+            TUNED: fine_tuned(data, name, seed),
+            UNTRAINED: models.untrained(checkpoint, rng=seed),
+            CONTEXT: None,
+        }
         for title, model in runs.items():
-            tl.gene_programs(adata, model, resolutions=RESOLUTIONS, scores=False, rng=seed)
+            if title == CONTEXT:
+                adata.varm["context"] = in_cells(adata, seed).to_numpy()
+            use_varm = "context" if title == CONTEXT else None
+            tl.gene_programs(adata, model, resolutions=RESOLUTIONS, use_varm=use_varm, scores=False, rng=seed)
             compare = ("coexpression", "coexpression_matched") if title == ZERO else ()
             tl.enrich(adata, sets, compare=compare, n_random=20 if title == ZERO else 0, rng=seed)
             table = adata.uns["scgpt_enrichment_hits"]
             names = {"scgpt": title, "coexpression": COEXPRESSION, "coexpression_matched": MATCHED, "random": RANDOM}
-            for kind, part in table.set_index("resolution").groupby("network"):
+            for kind, own in table.groupby("network"):
+                part = own.set_index("resolution")
                 row = found.setdefault(name, {}).setdefault(names[kind], {})
                 row.update({f"{level:g}": float(hits) for level, hits in part["hits"].items()})
                 row["programs at 40"], row["genes at 40"] = (

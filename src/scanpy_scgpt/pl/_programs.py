@@ -95,8 +95,9 @@ def gene_programs(
     scaled = scaled.iloc[np.lexsort((-scaled.max(axis=1).to_numpy(), scaled.to_numpy().argmax(axis=1)))]
     if ax is None:
         _, ax = plt.subplots(figsize=(4.5 + 0.35 * means.shape[1], 1.5 + 0.24 * len(means)), layout="constrained")
+    ax.grid(visible=False)
     image = ax.imshow(scaled.to_numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
-    ax.set_xticks(range(scaled.shape[1]), [str(name) for name in scaled.columns], rotation=90)
+    ax.set_xticks(range(scaled.shape[1]), [str(name) for name in scaled.columns], rotation=90, fontsize=8)
     ax.set_yticks(range(len(scaled)), [_named(name, members[name], n_names) for name in scaled.index], fontsize=7)
     ax.figure.colorbar(image, ax=ax, label="mean score, 0 to 1 over groups", shrink=0.6)
     if show is False:
@@ -181,7 +182,8 @@ def _counts(ax: Axes, summary: pd.DataFrame, kinds: Sequence[str]) -> None:
     named = ["" if np.isnan(level) else f"{level:g}" for level in levels]
     ax.set_xticks(np.arange(len(levels)) + 0.4 - width / 2, named)
     ax.set(xlabel="resolution of Leiden", ylabel="gene sets hit")
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    ax.grid(visible=False)
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -199,8 +201,14 @@ def _list(ax: Axes, hits: pd.DataFrame, others: set[str], n_sets: int, against: 
     colors = [_COLORS["scgpt"] if gene_set not in others else "#9dc3e6" for gene_set in shown["gene_set"]]
     smallest = np.finfo(np.float64).tiny
     ax.barh(np.arange(len(shown)), -np.log10(shown["p_adjusted"].clip(lower=smallest)), color=colors)
-    names = [name.replace("REACTOME_", "").replace("_", " ").capitalize()[:60] for name in shown["gene_set"]]
+    names = [_readable(name)[:60] for name in shown["gene_set"]]
     ax.set_yticks(np.arange(len(shown)), names, fontsize=7)
     ax.invert_yaxis()
+    ax.grid(visible=False)
     ax.set_xlabel("-log10 corrected p (dark: scGPT alone)")
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _readable(name: str) -> str:
+    """A name such as `REACTOME_TCR_SIGNALING` without what is the same in all of them."""
+    return name.removeprefix("REACTOME_").replace("_", " ").capitalize() if name.isupper() else name

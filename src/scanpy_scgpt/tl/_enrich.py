@@ -130,7 +130,7 @@ def enrich(
         graph = GeneGraph(vectors.to_numpy(), list(vectors.index), n_neighbors=n_neighbors, seed=seed)
         kinds.update(_rivals(graph, levels, min_size, compare))
     tables = {at: enrichment(lists, sets, **test) for at, lists in kinds.items() if lists}
-    summary = [_hits(at, kinds[at], table) for at, table in tables.items()]
+    summary = [_hits(at, lists, tables.get(at)) for at, lists in kinds.items()]
     generator = np.random.default_rng(seed)
     for (level, kind), lists in list(kinds.items()):
         if n_random and kind in {OURS, LISTS} and lists:
@@ -169,9 +169,9 @@ def _programs(
     if keys.table not in adata.uns or record is None:
         msg = f"adata.uns has no programs {keys.table!r}. Make them first: scgpt.tl.gene_programs(adata)."
         raise KeyError(msg)
-    levels: dict[float, dict[str, list[str]]] = {}
+    levels: dict[float, dict[str, list[str]]] = {float(level): {} for level in record["resolutions"]}
     for (level, name), part in adata.uns[keys.table].groupby(["resolution", "program"], sort=False):
-        levels.setdefault(float(level), {})[str(name)] = list(part["gene"])
+        levels[float(level)][str(name)] = list(part["gene"])
     universe = list(map(str, record["genes"] if universe is None else universe))
     return levels, universe, int(record["n_neighbors"]), int(record["min_size"])
 
@@ -183,16 +183,20 @@ def _rivals(
     for level, lists in levels.items():
         for kind in compare:
             sizes = [len(genes) for genes in lists.values()]
-            found = graph.clusters(level) if kind == RIVALS[0] else graph.matched(sizes, level, min_size=min_size)
+            if kind == RIVALS[0]:
+                found = graph.clusters(level)
+            else:
+                found = graph.matched(sizes, level, min_size=min_size) if sizes else []
             kept = [genes for genes in found if len(genes) >= min_size]
             yield (level, kind), {program_name(level, i): genes for i, genes in enumerate(kept)}
 
 
-def _hits(at: tuple[float, str], lists: Mapping[str, Sequence[str]], table: pd.DataFrame) -> dict[str, Any]:
-    """One row of the summary."""
-    sizes, hit = [len(genes) for genes in lists.values()], table[table["hit"]]
+def _hits(at: tuple[float, str], lists: Mapping[str, Sequence[str]], table: pd.DataFrame | None) -> dict[str, Any]:
+    """One row of the summary; without a table there were no programs."""
+    sizes = [len(genes) for genes in lists.values()]
+    hit = pd.DataFrame({"gene_set": [], "program": []}) if table is None else table[table["hit"]]
     row = {"resolution": at[0], "network": at[1], "n_programs": len(lists), "n_genes": sum(sizes)}
-    row |= {"mean_size": float(np.mean(sizes)), "hits": float(hit["gene_set"].nunique()), "hits_95": np.nan}
+    row |= {"mean_size": float(np.mean(sizes or [0])), "hits": float(hit["gene_set"].nunique()), "hits_95": np.nan}
     return {**row, "programs_hit": float(hit["program"].nunique()), "p_random": np.nan}
 
 

@@ -75,7 +75,7 @@ def _absent(lost: pd.Index, names: pd.Index) -> str:
         return "too few genes were named"
     first = []
     for gene in lost[:5]:
-        near = difflib.get_close_matches(gene, names, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(gene, names, n=1, cutoff=0.7)
         first.append(repr(gene) + (f" (did you mean {near[0]!r}?)" if near else ""))
     more = f" and {len(lost) - 5:,} more" if len(lost) > len(first) else ""
     return f"{', '.join(first)}{more} {'is' if len(lost) == 1 else 'are'} not in adata.var_names"

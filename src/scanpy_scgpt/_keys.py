@@ -48,6 +48,50 @@ class IntegrateKeys:
 
 
 @dataclass(frozen=True)
+class GrnKeys:
+    """Slots of `tl.grn`: vectors of genes in `.varm`, the table of edges in `.uns`, the record in `.uns["scgpt"]`."""
+
+    edges: str = "scgpt_grn"
+    varm: str = "scgpt_genes"
+    uns: str = "grn"
+
+    @classmethod
+    def named(cls, key_added: str | None) -> GrnKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        return cls() if key_added is None else cls(key_added, f"{key_added}_genes", f"grn_{key_added}")
+
+    def of_group(self, group: str) -> str:
+        """Slot of the vectors of a group of cells; a name with a slash cannot be written to a file."""
+        return f"{self.varm}_{group.replace('/', '|')}"
+
+
+@dataclass(frozen=True)
+class ProgramKeys:
+    """Slots of `tl.gene_programs` (`table` in `.uns`, `scores` in `.obsm`) and of `tl.enrich` (in `.uns`)."""
+
+    table: str = "scgpt_programs"
+    scores: str = "scgpt_programs"
+    tests: str = "scgpt_enrichment"
+    hits: str = "scgpt_enrichment_hits"
+    uns: str = "gene_programs"
+    uns_tests: str = "enrich"
+
+    @classmethod
+    def named(cls, key_added: str | None) -> ProgramKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        if key_added is None:
+            return cls()
+        return cls(
+            table=key_added,
+            scores=key_added,
+            tests=f"{key_added}_enrichment",
+            hits=f"{key_added}_enrichment_hits",
+            uns=f"gene_programs_{key_added}",
+            uns_tests=f"enrich_{key_added}",
+        )
+
+
+@dataclass(frozen=True)
 class LabelKeys:
     """Slots of `tl.annotate`: `label`, `confidence`, `unknown`, `rollup` in `.obs`, `prob`, `sets` in `.obsm`."""
 
@@ -136,6 +180,22 @@ class ImputeKeys:
         name = f"scgpt_{modality}" if key_added is None else key_added
         uns = f"impute_{modality if key_added is None else key_added}"
         return cls(name, f"{name}_lower", f"{name}_upper", uns)
+
+
+@dataclass(frozen=True)
+class AttentionKeys:
+    """Slots of `tl.attention_network`, all in `.uns`: edges, one row for each gene, record."""
+
+    edges: str = "scgpt_grn"
+    influence: str = "scgpt_grn_influence"
+    uns: str = "grn"
+
+    @classmethod
+    def named(cls, key_added: str | None) -> AttentionKeys:
+        """Slots for a given `key_added`; the default names without one."""
+        if key_added is None:
+            return cls()
+        return cls(edges=key_added, influence=f"{key_added}_influence", uns=f"grn_{key_added}")
 
 
 FILE = "scgpt_file"

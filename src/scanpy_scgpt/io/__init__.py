@@ -9,6 +9,7 @@ from ._checkpoint import (
     require_replaceable,
     write_checkpoint,
 )
+from ._gmt import read_gmt
 from ._mirror import checkpoint_files
 from ._read import read_checkpoint
 
@@ -20,6 +21,7 @@ __all__ = [
     "checkpoint_files",
     "load_component",
     "read_checkpoint",
+    "read_gmt",
     "require_replaceable",
     "write_checkpoint",
 ]

@@ -3,6 +3,8 @@
 from ._annotate import annotation, macro_f1_interval, per_class, unknown_detection
 from ._calibration import calibration_error, prediction_sets, reliability
 from ._embed import Agreement, knn_agreement
+from ._enrichment import enrichment
+from ._grn import grn, target_overlap
 from ._integrate import integration, scib
 from ._mixing import batch_mixing, structure_kept
 from ._multimodal import foscttm, imputation, modality_mixing
@@ -15,7 +17,9 @@ __all__ = [
     "annotation",
     "batch_mixing",
     "calibration_error",
+    "enrichment",
     "foscttm",
+    "grn",
     "imputation",
     "integration",
     "knn_agreement",
@@ -28,5 +32,6 @@ __all__ = [
     "reliability",
     "scib",
     "structure_kept",
+    "target_overlap",
     "unknown_detection",
 ]

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from ._assessment import Assessment
+from ._attention_ranks import AttentionRanks, RankTies, dealt
 from ._cells import CellTokens
 from ._dask import active_client, embed_on_workers
 from ._devices import choose_device
 from ._files import BLOCK_ROWS, CellFiles, embed_files
+from ._gene_contexts import GeneContexts
 from ._gene_lists import GeneLists
 from ._generative_pass import Predicted
 from ._generator import Generator, Order
@@ -24,19 +26,23 @@ __all__ = [
     "BLOCK_ROWS",
     "SCGPT",
     "Assessment",
+    "AttentionRanks",
     "CellFiles",
     "CellTokens",
     "Embedder",
+    "GeneContexts",
     "GeneLists",
     "Generator",
     "Imputed",
     "Order",
     "Predicted",
+    "RankTies",
     "SCGPTAnnotator",
     "SCGPTIntegrator",
     "SCGPTMulti",
     "active_client",
     "choose_device",
+    "dealt",
     "embed_files",
     "embed_on_workers",
     "plain_cells",

@@ -115,11 +115,11 @@ def run(engines: Sequence[Engine], tokens: Tokens, budget: Budget, out: np.ndarr
         _drain(threads[0], tokens, queue, out)
         return
     with ThreadPoolExecutor(len(threads)) as pool:
-        for done in _each_alone(pool, [partial(_drain, engine, tokens, queue, out) for engine in threads]):
+        for done in each_alone(pool, [partial(_drain, engine, tokens, queue, out) for engine in threads]):
             done.result()
 
 
-def _each_alone(pool: ThreadPoolExecutor, tasks: Sequence[Callable[[], None]]) -> list[Future[None]]:
+def each_alone(pool: ThreadPoolExecutor, tasks: Sequence[Callable[[], None]]) -> list[Future[None]]:
     """Start tasks in new threads in which PyTorch uses one thread: threads that share a batch wait for each other.
 
     The number is of the thread, but to set it changes what new threads take over too: it is put right again before

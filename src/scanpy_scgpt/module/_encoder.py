@@ -124,6 +124,50 @@ class CellEncoder(nn.Module):
         )
         return self._leave(cells.pad(x)[0] if self.cls_only else x, pool)
 
+    @torch.inference_mode()
+    def queries_and_keys(self, gene_ids: Tensor, digits: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
+        """What the heads of a layer compare, of cells of one length; later layers are not run.
+
+        Parameters
+        ----------
+        gene_ids, digits
+            As of :meth:`forward`, nothing padded.
+        layer
+            Number of the layer, from 0.
+
+        Returns
+        -------
+        Queries and keys, (batch, heads, length, d_head).
+        """
+        n_cells, length = gene_ids.shape
+        x = self._enter(gene_ids, digits).flatten(0, 1)
+        starts = torch.arange(n_cells + 1, dtype=torch.int32, device=x.device) * length
+        cells = Segments(starts, length)
+        for before in self.transformer.layers[:layer]:
+            if x.device.type == "cpu":
+                x = before.mix(x, partial(before.attention.packed, cells=cells))
+            else:
+                x = before(x.unflatten(0, (n_cells, length)), None).flatten(0, 1)
+        last = self.transformer.layers[layer]
+        x = (x if last.scheme == "post" else last.norm1(x)).unflatten(0, (n_cells, length))
+        return last.attention.queries_and_keys(x)
+
+    @torch.inference_mode()
+    def tokens(self, gene_ids: Tensor, digits: Tensor, padding: Tensor | None) -> Tensor:
+        """As :meth:`forward`, but what the last layer gives for each token: (batch, length, d_model) float32."""
+        x = self._enter(gene_ids, digits)
+        for layer in self.transformer.layers:
+            x = layer(x, padding)
+        return x.float()
+
+    @torch.inference_mode()
+    def packed_tokens(self, gene_ids: Tensor, digits: Tensor, starts: Tensor, longest: int) -> Tensor:
+        """As :meth:`packed`, but what the last layer gives for each token: (n_tokens, d_model) float32."""
+        x, cells = self._enter(gene_ids, digits), Segments(starts, longest)
+        for layer in self.transformer.layers:
+            x = layer.mix(x, partial(layer.attention.packed, cells=cells))
+        return x.float()
+
     def _enter(self, gene_ids: Tensor, digits: Tensor) -> Tensor:
         """Vectors of tokens, (..., d_model)."""
         x = F.embedding(gene_ids, self.gene_table)

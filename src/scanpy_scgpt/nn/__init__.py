@@ -6,7 +6,7 @@ from ._domains import CategoryEncoder, DomainNorm
 from ._embeddings import CategoryValueEncoder
 from ._heads import AdversaryHead, CellToGeneHead, ClassHead, Expression, ExpressionHead, ValueDistributionHead
 from ._layers import EncoderLayer, FeedForward
-from ._linear import Linear
+from ._linear import Linear, scores
 from ._lora import add_low_rank, merge_low_rank
 from ._packed import Segments, has_packed_kernel, packed_attention
 from ._pooling import POOLINGS, CellPool, pool
@@ -37,5 +37,6 @@ __all__ = [
     "merge_low_rank",
     "packed_attention",
     "pool",
+    "scores",
     "watch_nothing",
 ]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._fused import Fused, find_fused
-from ._linear import Linear
+from ._linear import Linear, scores
 from ._packed import Segments, attend_cells, packed_attention
 
 _SHORT = 512  # tokens up to which training in bfloat16 on a CPU is faster when attention alone is in float32
@@ -122,6 +122,12 @@ class SelfAttention(nn.Module):
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`x` (batch, length, d_model) -> three times (batch, heads, length, d_head)."""
         return self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` (batch, length, d_model) -> twice (batch, heads, length, d_head); values are not formed."""
+        d = x.shape[-1]
+        both = scores(x.flatten(0, 1), self.in_proj.weight[: 2 * d]) + self.in_proj.bias[: 2 * d]
+        return both.view(*x.shape[:2], 2, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """`x` (batch, length, d_model), `padding` (batch, length) bool or None -> (batch, length, d_model)."""

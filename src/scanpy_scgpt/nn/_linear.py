@@ -54,6 +54,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, None if bias is None else bias.contiguous(), "none", [], "")  # a stride is ignored there
 
 
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    """Products of queries and keys through the fastest product: (n, d) and (m, d) -> (n, m); forward only."""
+    return product(q, k) if has_fast_product(q, k) else q @ k.T
+
+
 class _Affine(torch.autograd.Function):
     """`x @ weight.T + bias`, whose backward is two more of them. Shapes: `x` (n, n_in), `weight` (n_out, n_in)."""
 

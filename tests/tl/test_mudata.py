@@ -98,6 +98,20 @@ def test_refused(mosaic, whole):
         tl.impute_modality(whole["rna"], "prot")
     with pytest.raises(KeyError, match=r"no modality 'atac'. Modalities: 'rna' \(rna\), 'prot' \(protein\)"):
         tl.impute_modality(mosaic, "atac")
+    with pytest.raises(ValueError, match="Take its RNA: tl.embed"):
+        tl.embed(mosaic, gene_embeddings=True)
+    names = mosaic.mod["prot"].var_names
+    mosaic.mod["prot"].var_names = [names[0], *names[:-1]]
+    with pytest.raises(
+        ValueError, match=r"has the protein 'CD14' twice. Tell them apart: mdata.mod\['prot'\].var_names"
+    ):
+        tl.integrate(mosaic, **FAST)
+    mosaic.mod["prot"].var_names = names
+    kept = mosaic.mod["prot"].X.copy()
+    mosaic.mod["prot"].X = np.where(np.arange(14) == 3, np.nan, kept.toarray())
+    with pytest.raises(ValueError, match=r"mdata.mod\['prot'\]: X: it holds .* NaN"):
+        tl.integrate(mosaic, **FAST)
+    mosaic.mod["prot"].X = kept
     for given, text in (({"level": 1.5}, "level=1.5"), ({"max_epochs": -1}, "max_epochs=-1")):
         with pytest.raises(ValueError, match=text):
             tl.impute_modality(mosaic, "prot", **given)
@@ -124,6 +138,14 @@ def test_imputed(mosaic, whole, tmp_path, caplog):
         back.obsm["X_umap"] = np.random.default_rng(0).normal(size=(120, 2))
         with pytest.raises(KeyError, match="scgpt_modalities"):
             pl.modalities(back, show=False)
+
+
+def test_genes_of_cells_that_have_proteins_alone(whole):
+    mdata = together(rna=whole["rna"][:80].copy(), prot=whole["prot"].copy())
+    found = tl.impute_modality(mdata, "rna", network_weight=0, n_top_genes=50, copy=True, **FAST)
+    assert "scgpt_rna" not in mdata.obsm
+    assert found.obsm["scgpt_rna"].shape == (120, 50)
+    assert found.obsm["scgpt_rna"].notna().all(axis=None)
 
 
 def test_embedded_by_what_the_checkpoint_knows(whole, caplog):

@@ -128,7 +128,17 @@ class ModalitiesField(BaseAnnDataField):
             found = self.found(mdata)
         for one in found:
             rows_of(mdata, one.name)
-            values_of(self.part(mdata, one), one.kind, self.layer_of(mdata, one))
+            part, layer = self.part(mdata, one), self.layer_of(mdata, one)
+            if one.kind == "protein" and not part.var_names.is_unique:
+                twice = part.var_names[part.var_names.duplicated()][0]
+                where = f"mdata.mod[{one.name!r}]"
+                msg = f"{where} has the protein {twice!r} twice. Tell them apart: {where}.var_names_make_unique()."
+                raise ValueError(msg)
+            try:
+                values_of(part, one.kind, layer)
+            except ValueError as error:
+                msg = f"mdata.mod[{one.name!r}]: {error}"
+                raise ValueError(msg) from error
             if one.kind == "atac":
                 _require_peaks(one.name, mdata.mod[one.name].var_names)
 

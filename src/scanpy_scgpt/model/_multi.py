@@ -301,9 +301,8 @@ class SCGPTMulti(SCGPTIntegrator):
         """Columns of the counts that are predicted, and their names: of genes the highly variable ones."""
         if to != "rna":
             return np.arange(len(self.features_[to])), self.features_[to]
-        chosen = self.joint.blocks["rna"].ids if self.joint is not None and "rna" in self.joint.blocks else np.array([])
-        if not len(chosen):
-            chosen = cells.parts["rna"].measured
+        own = cells.parts["rna"]
+        chosen = fit_block(own.counts[own.there], "counts", n_top=self.integration_["n_top_genes"], n_components=2).ids
         tokens = [*self._checkpoint.vocab.tokens, *(self.other_genes_ or ())]
         return chosen, [tokens[i] for i in chosen]
 

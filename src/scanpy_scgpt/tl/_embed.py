@@ -159,7 +159,10 @@ def embed(
     modal = paths is None and is_mudata(data)
     if paths is None and not modal:
         check_anndata(data, function="tl.embed", copy=copy)
-    elif gene_embeddings or copy:
+    elif modal and gene_embeddings:
+        msg = "tl.embed of a MuData writes no gene vectors. Take its RNA: tl.embed(mdata['rna'], gene_embeddings=True)."
+        raise ValueError(msg)
+    elif paths is not None and (gene_embeddings or copy):
         msg = "tl.embed of files writes neither gene_embeddings nor a copy. Leave both out."
         raise ValueError(msg)
     if key_added is not None and "/" in key_added:

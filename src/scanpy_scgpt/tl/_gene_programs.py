@@ -51,7 +51,7 @@ def gene_programs(
 
     Nearest neighbours of the vectors (Euclidean), Leiden at one or several resolutions, clusters of at least
     `min_size` genes. A cell's score for a program is the mean log-normalised expression of its genes less that of
-    random genes expressed about as much (:func:`scanpy.tl.score_genes`); all programs take one pass over the cells.
+    random genes expressed about as much (as `scanpy.tl.score_genes`); all programs take one pass over the cells.
 
     Parameters
     ----------

@@ -4,7 +4,15 @@ from ._attention import SelfAttention, generative_attention
 from ._config import TransformerConfig
 from ._domains import CategoryEncoder, DomainNorm
 from ._embeddings import CategoryValueEncoder
-from ._heads import AdversaryHead, CellToGeneHead, ClassHead, Expression, ExpressionHead, ValueDistributionHead
+from ._heads import (
+    AdversaryHead,
+    AffineHead,
+    CellToGeneHead,
+    ClassHead,
+    Expression,
+    ExpressionHead,
+    ValueDistributionHead,
+)
 from ._layers import EncoderLayer, FeedForward
 from ._linear import Linear, scores
 from ._lora import add_low_rank, merge_low_rank
@@ -15,6 +23,7 @@ from ._transformer import CellTransformer, watch_nothing
 __all__ = [
     "POOLINGS",
     "AdversaryHead",
+    "AffineHead",
     "CategoryEncoder",
     "CategoryValueEncoder",
     "CellPool",

@@ -49,6 +49,43 @@ class ExpressionHead(nn.Module):
         return Expression(self.network(hidden).squeeze(-1), nonzero)
 
 
+class AffineHead(nn.Module):
+    """Expression after a perturbation: an affine map of the expression before it, `A * x + b`, made from the token.
+
+    Shapes: `hidden` (batch, length, d_model), `values` (batch, length) -> :class:`Expression` of (batch, length).
+
+    Parameters
+    ----------
+    d_model
+        Width of the token vectors.
+    explicit_zeros
+        Predict the probability of being non-zero too.
+    adaptive_bias
+        Scale `b` of a cell with the mean of its values that are not zero.
+    positive
+        Make `A` and `b` positive (softplus).
+    """
+
+    def __init__(
+        self, *, d_model: int, explicit_zeros: bool = False, adaptive_bias: bool = False, positive: bool = False
+    ) -> None:
+        super().__init__()
+        self.positive = positive
+        self.scale = ExpressionHead(d_model=d_model, explicit_zeros=explicit_zeros)
+        self.shift = _token_network(d_model, d_model)
+        self.adaptive_bias = adaptive_bias
+
+    def forward(self, hidden: Tensor, values: Tensor) -> Expression:
+        scale, nonzero = self.scale(hidden)
+        shift = self.shift(hidden).squeeze(-1)
+        if self.positive:
+            scale, shift = F.softplus(scale), F.softplus(shift)
+        if self.adaptive_bias:
+            shown = (values != 0).sum(dim=1, keepdim=True).clamp(min=1)
+            shift = shift * values.sum(dim=1, keepdim=True) / shown
+        return Expression(scale * values + shift, nonzero)
+
+
 class ValueDistributionHead(nn.Module):
     """Probability of each digit of a gene from its token vector: an answer that says how sure it is.
 

@@ -157,17 +157,7 @@ def embed(
     paths = file_paths(data)
     check_places(paths, out, shard, verb="tl.embed")
     modal = paths is None and is_mudata(data)
-    if paths is None and not modal:
-        check_anndata(data, function="tl.embed", copy=copy)
-    elif modal and gene_embeddings:
-        msg = "tl.embed of a MuData writes no gene vectors. Take its RNA: tl.embed(mdata['rna'], gene_embeddings=True)."
-        raise ValueError(msg)
-    elif paths is not None and (gene_embeddings or copy):
-        msg = "tl.embed of files writes neither gene_embeddings nor a copy. Leave both out."
-        raise ValueError(msg)
-    if key_added is not None and "/" in key_added:
-        msg = f"key_added={key_added!r}: a name with a slash cannot be written to a file. Leave the slash out."
-        raise ValueError(msg)
+    _check(data, paths, gene_embeddings=gene_embeddings, copy=copy, key_added=key_added)
     seed, keys = seed_of(rng), EmbedKeys.named(key_added)
     checkpoint = models.load(model)
     if checkpoint.info.get("domain_norm"):
@@ -205,6 +195,22 @@ def embed(
     if model is None and (better := models.better_than_default(data)):
         logger.info("embed: %s", better)
     return adata if copy else None
+
+
+def _check(data: Any, paths: Any, *, gene_embeddings: bool, copy: bool, key_added: str | None) -> None:
+    """What can be refused before a model is loaded."""
+    if paths is not None:
+        if gene_embeddings or copy:
+            msg = "tl.embed of files writes neither gene_embeddings nor a copy. Leave both out."
+            raise ValueError(msg)
+    elif not is_mudata(data):
+        check_anndata(data, function="tl.embed", copy=copy)
+    elif gene_embeddings:
+        msg = "tl.embed of a MuData writes no gene vectors. Take its RNA: tl.embed(mdata['rna'], gene_embeddings=True)."
+        raise ValueError(msg)
+    if key_added is not None and "/" in key_added:
+        msg = f"key_added={key_added!r}: a name with a slash cannot be written to a file. Leave the slash out."
+        raise ValueError(msg)
 
 
 def embedded(

@@ -52,7 +52,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "lightning": {"baselines", "data", "train", "pretrain"},
     "pytorch_lightning": set(),
     "scvi": {"data", "module", "train", "model", "baselines"},
-    "anndata": {"get", "pp", "data", "disk", "model", "tl", "pl", "baselines", "pretrain", "cli"},
+    "anndata": {"get", "pp", "datasets", "data", "disk", "model", "tl", "pl", "baselines", "pretrain", "cli"},
     "mudata": {"pp", "data", "model", "tl", "pl", "baselines", "pretrain", "cli"},
     "scanpy": {"baselines", "cli", "model", "tl"},
     "matplotlib": {"pl", "cli"},

@@ -48,3 +48,33 @@ def test_mapping_runs_with_few_vectors(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["mapping", *arguments])
     assert module.main() == 0
     assert "pq, shortlist 400" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["THP-1, unseen targets", "Jurkat, other stimulation", "LUHMES, unseen targets"])
+def test_tasks_of_perturbation_hide_what_they_ask_for(name, monkeypatch, data_dir):
+    module = imported("_perturbation_tasks", monkeypatch)
+    for task in module.tasks_of(name, data_dir, seed=0):
+        assert list(task.truth.index) == list(task.wanted)
+        assert not task.truth.isna().any(axis=None)
+        if task.cells is not None:
+            assert len(task.perturbations.codes) == task.cells.n_obs
+            seen = {task.perturbations.conditions[i] for i in set(task.perturbations.codes.tolist()) if i >= 0}
+            assert seen == set(task.effects.deltas.index)
+        if "unseen targets" in name:
+            known = {gene for one in task.effects.deltas.index for gene in task.targets[one]}
+            assert not known & {gene for one in task.wanted for gene in task.targets[one]}
+        else:
+            assert task.cells.obs["condition"].nunique() == 1
+
+
+def test_another_method_enters_the_table_of_perturbation(monkeypatch, data_dir, tmp_path, capsys):
+    module = imported("perturbation", monkeypatch)
+    monkeypatch.setitem(module.MODELS, "ours", lambda task: module.simple(task)["mean"] * 2)
+    monkeypatch.setattr(module, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(importlib.import_module("benchmarks._harness"), "ROOT", tmp_path)
+    arguments = ["--data", str(data_dir), "--sets", "LUHMES, unseen targets", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["perturbation", *arguments, "--out", str(tmp_path / "results.json")])
+    module.main()
+    printed = capsys.readouterr().out
+    assert "pearson_delta: ours less" in printed
+    assert (tmp_path / "results.json").is_file()

@@ -126,3 +126,5 @@ TOKENIZE = TokenizeKeys()
 EMBED = EmbedKeys()
 GENERATE = LayerKeys("scgpt_generated", "scgpt_generated_sd", "generate")
 DENOISE = LayerKeys("scgpt_denoised", "scgpt_denoised_sd", "denoise")
+SIMULATION = "simulation"
+"""`.uns` slot of simulated cells: that they are, and the truth behind them."""

@@ -6,9 +6,11 @@ from ._embed import Agreement, knn_agreement
 from ._integrate import integration, scib
 from ._mixing import batch_mixing, structure_kept
 from ._paired import paired_difference
+from ._perturb import PerturbationScores, perturbation
 
 __all__ = [
     "Agreement",
+    "PerturbationScores",
     "annotation",
     "batch_mixing",
     "calibration_error",
@@ -17,6 +19,7 @@ __all__ = [
     "macro_f1_interval",
     "paired_difference",
     "per_class",
+    "perturbation",
     "prediction_sets",
     "reliability",
     "scib",

@@ -15,6 +15,7 @@ from ._inference import Embedder
 if TYPE_CHECKING:
     from ._annotator import SCGPTAnnotator
     from ._integrator import SCGPTIntegrator
+    from ._perturber import SCGPTPerturber
     from ._scgpt import SCGPT
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Predicted",
     "SCGPTAnnotator",
     "SCGPTIntegrator",
+    "SCGPTPerturber",
     "active_client",
     "choose_device",
     "embed_files",
@@ -51,5 +53,9 @@ def __getattr__(name: str) -> Any:
         from ._integrator import SCGPTIntegrator
 
         return SCGPTIntegrator
+    if name == "SCGPTPerturber":
+        from ._perturber import SCGPTPerturber
+
+        return SCGPTPerturber
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

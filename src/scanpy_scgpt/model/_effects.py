@@ -8,6 +8,7 @@ parts, or what a joint regression on parts and pairs says. What to believe is de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -21,9 +22,10 @@ EFFECTS = "effects"
 ANCHORS = ("ridge", "additive", "mean")
 KINDS = ("measured", "seen elsewhere", "unseen", "combination", "combination with unseen")
 _SIGNALS, _SHARES, _ACROSS = (0.03, 0.1, 0.3, 1.0, 3.0), (0.4, 0.9), (0.0, 0.5, 1.0)
-_JOINT, _PAIRS = (0.1, 0.3, 1.0, 3.0, 10.0), (0.1, 0.3, 1.0)
+_JOINT, _PAIRS = (0.1, 0.3, 1.0, 3.0, 10.0), (0.1, 0.3, 1.0, 3.0)
 _FEW = 4  # perturbations below which nothing is chosen
 _LEVEL = 0.9
+_INTERACTION = 0.004  # share of the change of combinations; sums of logarithms bend a little on their own
 
 Key = tuple[tuple[str, ...], str]
 
@@ -102,7 +104,6 @@ class EffectModel:
             ]
         fresh = self._without(blocks) if others else []
 
-
         trial = Selection(self.screen, self.values, blocks, self.similarity, fresh)
         self.unseen = trial.best(plain, others)
         self.left_out_ = trial.whole(self.unseen)
@@ -140,14 +141,16 @@ class EffectModel:
             sources = [(None, 0.0), *product(self._sources(COMPONENTS), (0.5, 0.9))]
             others = [Setting(signal=s, source=name, share=share) for (name, share), s in product(sources, _JOINT)]
         self.joint = trial.best([plain], others)
-        if others:
+        if self.joint.gain > 0:
+            like = self.joint.setting
             pairs = [
-                Setting(signal=s, source=name, share=share, pairs=pair)
-                for (name, share), s, pair in product(sources, _JOINT, _PAIRS)
+                replace(like, pairs=pair, pair_source=name, signal=like.signal * scale)
+                for name, pair, scale in product(self._sources(COMPONENTS), _PAIRS, (1.0, 3.0))
             ]
             with_pairs = trial.best([plain], pairs)
-            if with_pairs.gain > 0 and surely_positive(trial.gains(with_pairs, self.joint)):
-                self.joint, self.interacts = with_pairs, True
+            gains = trial.gains(with_pairs, self.joint) if with_pairs.gain > 0 else np.zeros(1)
+            if surely_positive(gains):
+                self.joint, self.interacts = with_pairs, bool(gains.mean() > _INTERACTION)
         self.left_out_[self.pairs] = trial.whole(self.joint)[self.pairs]
 
     def _shrunk(self) -> np.ndarray:
@@ -280,7 +283,7 @@ class EffectModel:
             similarity = self._similarity(sorted({*self.screen.conditions.universe, *some.universe}))
             known = self.screen.conditions
             whole = gram(some, known, similarity, setting)
-            alone = gram(some, known, similarity, Setting(**{**setting.__dict__, "pairs": 0.0}))
+            alone = gram(some, known, similarity, replace(setting, pairs=0.0))
             out[several] = setting.weight * (whole - alone) @ self._weights(setting)
         return out
 

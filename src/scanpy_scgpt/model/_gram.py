@@ -12,6 +12,7 @@ from ._screen import Conditions, Screen
 
 COMPONENTS = "components"
 _N_COMPONENTS = 20
+_OFFSET = 0.3  # of how alike parts of pairs are: what a part does in any pair is learned too
 _FLAT = 100.0  # variance of the effect that all perturbations share, in that of the noise: it is not shrunk
 
 
@@ -29,6 +30,8 @@ class Setting:
         Share of `signal` that genes with the same features have in common.
     pairs
         Variance of what two parts do together beyond the sum, as a multiple of `signal`.
+    pair_source
+        Features by which pairs are alike; None for `source`.
     across
         Share of what a part does that is the same in all contexts.
     flat
@@ -45,6 +48,7 @@ class Setting:
     source: str | None = None
     share: float = 0.0
     pairs: float = 0.0
+    pair_source: str | None = None
     across: float = 1.0
     flat: float = _FLAT
     flat_across: float = 1.0
@@ -116,7 +120,8 @@ def gram(a: Conditions, b: Conditions, similarity: Similarity, setting: Setting)
         between = like + (1 - setting.share) * np.eye(len(universe))
         out += setting.signal * (m_a @ between @ m_b.T)
         if setting.pairs:
-            out += setting.signal * setting.pairs * _pairs(a, b, between, universe)
+            alike = (_OFFSET + similarity.of(setting.pair_source or setting.source)) / (1 + _OFFSET)
+            out += setting.signal * setting.pairs * _pairs(a, b, alike, universe)
     return mean + out * (setting.across + (1 - setting.across) * same)
 
 

@@ -100,9 +100,7 @@ class Screen:
     def own(self, conditions: Conditions) -> list[tuple[int, int]]:
         """Row and column of the genes that conditions perturb, where they are measured."""
         place = {gene: i for i, gene in enumerate(self.genes)}
-        return [
-            (row, place[part]) for row, parts in enumerate(conditions.parts) for part in parts if part in place
-        ]
+        return [(row, place[part]) for row, parts in enumerate(conditions.parts) for part in parts if part in place]
 
 
 class OwnEffect:

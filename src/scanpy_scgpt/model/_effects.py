@@ -24,6 +24,7 @@ KINDS = ("measured", "seen elsewhere", "unseen", "combination", "combination wit
 _SIGNALS, _SHARES, _ACROSS = (0.03, 0.1, 0.3, 1.0, 3.0), (0.4, 0.9), (0.0, 0.5, 1.0)
 _JOINT, _PAIRS = (0.1, 0.3, 1.0, 3.0, 10.0), (0.1, 0.3, 1.0, 3.0)
 _FEW = 4  # perturbations below which nothing is chosen
+_MOST_BLOCKS = 40  # that are left out in turn
 _LEVEL = 0.9
 _INTERACTION = 0.004  # share of the change of combinations; sums of logarithms bend a little on their own
 
@@ -89,10 +90,7 @@ class EffectModel:
         conditions = self.screen.conditions
         n_contexts = len(set(conditions.contexts))
         across = _ACROSS if n_contexts > 1 else (1.0,)
-        blocks = [
-            np.array([i for i, parts in enumerate(conditions.parts) if part in parts]) for part in conditions.universe
-        ]
-        blocks = [block for block in blocks if len(block) < len(conditions)]
+        blocks = self._blocks()
         if not blocks:
             return
         plain, others = [Setting()], []
@@ -111,6 +109,18 @@ class EffectModel:
             others = [Setting(signal=s, across=rho) for s, rho in product((*_SIGNALS, 10.0), (0.3, 0.6, 0.9, 1.0))]
             rows = [np.array([i]) for i in range(len(conditions))]
             self.elsewhere = Selection(self.screen, self.values, rows, self.similarity).best(plain, others)
+
+    def _blocks(self) -> list[np.ndarray]:
+        """Rows with a part, for each part; with many parts, rows with one of several."""
+        conditions = self.screen.conditions
+        universe = conditions.universe
+        fold = np.random.default_rng(0).permutation(len(universe)) % _MOST_BLOCKS
+        member = conditions.members(universe) > 0
+        groups = [np.array([i]) for i in range(len(universe))]
+        if len(universe) > _MOST_BLOCKS:
+            groups = [np.flatnonzero(fold == one) for one in range(_MOST_BLOCKS)]
+        blocks = [np.flatnonzero(member[:, group].any(axis=1)) for group in groups]
+        return [block for block in blocks if len(block) < len(conditions)]
 
     def _without(self, blocks: Sequence[np.ndarray]) -> list[Similarity]:
         """How alike parts are, without what each block shows."""

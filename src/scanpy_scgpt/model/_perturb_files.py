@@ -14,9 +14,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from scanpy_scgpt import models
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.datasets import gene_features
+from scanpy_scgpt.io import read_checkpoint, write_checkpoint
 
 from ._perturb_data import Source
 from ._perturb_network import Controls, NetworkSettings, PerturbNetwork
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ._perturber import SCGPTPerturber
 
 P = TypeVar("P", bound="SCGPTPerturber")
-FACTS, ARRAYS = "perturber.json", "arrays.safetensors"
+FACTS, ARRAYS, CHECKPOINT = "perturber.json", "arrays.safetensors", "checkpoint"
 _KNOWLEDGE = "knowledge"
 _FORMAT = 1
 
@@ -46,7 +46,7 @@ def write_perturber(model: SCGPTPerturber, folder: str | os.PathLike[str], *, ov
     facts = {
         "format": _FORMAT,
         "version": __version__,
-        "checkpoint": model._checkpoint.label,
+        "checkpoint": model.model_name_,
         "source": asdict(model.source_),
         "anchor": model.anchor_,
         "legacy": model.legacy_,
@@ -67,6 +67,7 @@ def write_perturber(model: SCGPTPerturber, folder: str | os.PathLike[str], *, ov
     for i, network in enumerate(model.networks_):
         arrays |= {f"network{i}/{name}": x.cpu().numpy() for name, x in network.module.state_dict().items()}
     if model.networks_:
+        write_checkpoint(model._checkpoint, path / CHECKPOINT, overwrite=overwrite)
         values = model.controls_.values
         arrays |= {"cells/data": values.data, "cells/indices": values.indices, "cells/indptr": values.indptr}
         where = sorted((int(row), *key) for key, rows in model.controls_.groups.items() for row in rows)
@@ -87,7 +88,8 @@ def read_perturber(cls: type[P], folder: str | os.PathLike[str]) -> P:
     model.source_ = Source(**facts["source"])
     model.anchor_, model.legacy_, model.rng_ = facts["anchor"], facts["legacy"], facts["rng"]
     model._adata, model._read = None, None
-    model._checkpoint = models.load(facts["checkpoint"])
+    model.model_name_ = facts["checkpoint"]
+    model._checkpoint = read_checkpoint(path / CHECKPOINT) if facts["networks"] else None
     conditions = Conditions(tuple(map(tuple, facts["parts"])), tuple(facts["contexts"]))
     controls = {name.removeprefix("control/"): x for name, x in arrays.items() if name.startswith("control/")}
     screen = Screen(

@@ -97,7 +97,7 @@ class PerturbNetwork:
     def __init__(self, checkpoint: Checkpoint, genes: Sequence[str], settings: NetworkSettings) -> None:
         self.settings, self.genes = settings, list(genes)
         vocab = checkpoint.vocab
-        ids = np.array([vocab[gene] if gene in vocab else -1 for gene in genes], dtype=np.int64)
+        ids = np.array([vocab[x] if x in vocab else -1 for x in genes], dtype=np.int64)  # noqa: SIM401
         self.known = np.flatnonzero(ids >= 0)
         self.ids = torch.from_numpy(np.where(ids >= 0, ids, checkpoint.transformer.pad_id))
         self.place = {gene: i for i, gene in enumerate(genes)}

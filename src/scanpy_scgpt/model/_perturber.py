@@ -117,6 +117,7 @@ class SCGPTPerturber:
         read = read_screen(adata, self.source_)
         self._adata, self._read = adata, read
         self._checkpoint = models.load(model)
+        self.model_name_ = self._checkpoint.label
         if isinstance(features, Mapping):
             tables = {name: pd.DataFrame(table) for name, table in features.items()}
         else:
@@ -355,7 +356,7 @@ class SCGPTPerturber:
         out: dict[str, Any] = {
             "anchor": self.anchor_ or "none",
             "legacy": self.legacy_,
-            "model": self._checkpoint.label,
+            "model": self.model_name_,
             "n_conditions": len(self.screen_),
             "contexts": self.contexts_,
             "network_weight": self.network_weight_,

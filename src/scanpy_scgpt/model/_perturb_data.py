@@ -102,7 +102,7 @@ def read_screen(adata: AnnData, source: Source) -> ReadScreen:
         pieces.append((str(context), _effects(adata, replace(found, codes=codes.astype(np.int32)), source, is_table)))
     targets = dict(zip(found.conditions, found.targets, strict=True))
     parts = {name: tuple(sorted(targets[name])) or (name,) for name in found.conditions}
-    screen = _joined(pieces, parts, tables=is_table)
+    screen = joined(pieces, parts, tables=is_table)
     alone = [name for name, n in found.n_cells.items() if n == 1]
     if alone and not is_table:
         logger.warning("warning: perturbations of one cell say next to nothing: %s.", ", ".join(alone[:8]))
@@ -126,7 +126,8 @@ def _effects(adata: AnnData, found: Perturbations, source: Source, is_table: boo
     return pseudobulk_effects(adata, found, covariate=source.batch_key, layer=source.layer, size_key=source.size_key)
 
 
-def _joined(pieces: list[tuple[str, Effects]], parts: Mapping[str, tuple[str, ...]], *, tables: bool) -> Screen:
+def joined(pieces: list[tuple[str, Effects]], parts: Mapping[str, tuple[str, ...]], *, tables: bool) -> Screen:
+    """Effects of several contexts as one screen; `parts` by the name of the condition."""
     errors = np.concatenate([effects.errors.to_numpy(np.float32) for _, effects in pieces])
     names = [(parts[name], context) for context, effects in pieces for name in effects.deltas.index]
     return Screen(
@@ -135,7 +136,7 @@ def _joined(pieces: list[tuple[str, Effects]], parts: Mapping[str, tuple[str, ..
         tuple(map(str, pieces[0][1].deltas.columns)),
         np.concatenate([effects.n_cells.to_numpy(np.float64) for _, effects in pieces]),
         {} if tables else {context: effects.control.to_numpy(np.float32) for context, effects in pieces},
-        None if tables or np.isnan(errors).all() else errors,
+        None if np.isnan(errors).all() else errors,
     )
 
 

@@ -13,9 +13,11 @@ import pandas as pd
 from scipy import sparse
 
 from scanpy_scgpt import models
+from scanpy_scgpt._effects import Effects
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._perturbations import parse_perturbations
 from scanpy_scgpt._validate import check_one_of
+from scanpy_scgpt.datasets import gene_features
 from scanpy_scgpt.io import Checkpoint
 
 from ._effects import ANCHORS, EffectModel, keys_of
@@ -25,6 +27,8 @@ from ._perturb_data import (
     Source,
     control_values,
     gene_sets_table,
+    joined,
+    network_table,
     read_screen,
     usual_features,
     values_of,
@@ -127,6 +131,44 @@ class SCGPTPerturber:
         if gene_sets is not None:
             tables["gene_sets"] = gene_sets_table(gene_sets)
         self._settle(read.screen, dict(read.names), tables, is_table=read.is_table)
+
+    @classmethod
+    def from_effects(
+        cls,
+        effects: Effects,
+        targets: Mapping[str, Sequence[str]],
+        *,
+        model: str | os.PathLike[str] | Checkpoint | None = None,
+        anchor: str = "ridge",
+        features: Mapping[str, pd.DataFrame] | None = None,
+        rng: int = 0,
+    ) -> SCGPTPerturber:
+        """From effects that are there already; without cells, so without a network.
+
+        Parameters
+        ----------
+        effects
+            Of :func:`scanpy_scgpt.baselines.pseudobulk_effects` or :func:`scanpy_scgpt.baselines.table_effects`.
+        targets
+            Genes of each condition; empty for a stimulus.
+        model, anchor, rng
+            As of the class.
+        features
+            Tables of features by name; those of the checkpoint and of gene knowledge by default.
+        """
+        check_one_of(anchor, ANCHORS, name="anchor")
+        new = cls.__new__(cls)
+        new.source_, new.anchor_, new.legacy_, new.rng_ = Source("perturbation"), anchor, False, rng
+        new._adata, new._read, new._checkpoint = None, None, models.load(model)
+        new.model_name_ = new._checkpoint.label
+        parts = {str(name): tuple(sorted(targets[name])) or (str(name),) for name in effects.deltas.index}
+        tables = features
+        if tables is None:
+            tables = {"network": network_table(new._checkpoint), "knowledge": gene_features()}
+        without = effects.n_control == 0 or not effects.control.any()
+        screen = joined([("", effects)], parts, tables=without)
+        new._settle(screen, {x: name for name, x in parts.items()}, dict(tables), is_table=without)
+        return new
 
     def _settle(
         self, screen: Screen, names: dict[tuple[str, ...], str], tables: dict[str, pd.DataFrame], *, is_table: bool

@@ -1,4 +1,4 @@
-"""The model as methods of the benchmark of perturbation: with each anchor, with the network, and the original recipe."""
+"""The model as methods of the benchmark of perturbation: with and without the network, and the original recipe."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ class EffectModel:
         self.keys = keys_of(screen.conditions)
         self.rows = {key: row for row, key in enumerate(self.keys)}
         self.singles = {(x[0], context): row for row, (x, context) in enumerate(self.keys) if len(x) == 1}
+        self._last: Similarity | None = None
         self.similarity = self._similarity(screen.conditions.universe)
         plain = Choice(Setting(), Setting())
         self.unseen = self.elsewhere = plain
@@ -75,11 +76,15 @@ class EffectModel:
         self.spread_ = self._spread()
 
     def _similarity(self, universe: Sequence[str]) -> Similarity:
+        """How alike parts are; that of the last universe is kept."""
+        if self._last is not None and self._last.universe == list(universe):
+            return self._last
         similarity = Similarity(self.features, universe).with_components(self.screen)
         names = sorted({part for part, _ in self.singles})
         place = {part: row for (part, _), row in reversed(self.singles.items())}
         table = pd.DataFrame(self.screen.effects[[place[part] for part in names]], index=names)
         similarity.grams[EFFECTS] = unit_gram(table, universe)
+        self._last = similarity
         return similarity
 
     def _sources(self, without: str) -> list[str]:
@@ -172,9 +177,12 @@ class EffectModel:
         prior[single] = self.own.add(prior, self.screen, self.screen.conditions)[single]
         difference = self.screen.effects - prior
         square = (difference**2).sum(axis=1)
-        noise = np.nan_to_num(self.screen.errors.astype(np.float64) ** 2).sum(axis=1)
-        kept = np.clip(1 - noise / np.maximum(square, 1e-12), 0, 1)
+        errors = np.nan_to_num(self.screen.errors.astype(np.float64) ** 2)
+        noise = (errors - errors.min(axis=0)).sum(axis=1)  # the error of the controls is the same for all
         known = np.isfinite(square)
+        kept = np.clip(1 - noise / np.maximum(square, 1e-12), 0, 1)
+        if known.any():  # none by more than all together: weak ones stay apart
+            kept = np.maximum(kept, np.clip(1 - noise[known].sum() / max(square[known].sum(), 1e-12), 0, 1))
         out = self.screen.effects.astype(np.float32).copy()
         out[known] = (prior + kept[:, None] * difference)[known]
         return out

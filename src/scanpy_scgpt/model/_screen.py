@@ -175,5 +175,5 @@ def _own(found: np.ndarray, levels: np.ndarray) -> tuple[float, float]:
     if best == nothing:
         return 0.0, 0.0
     if best == by_shift:
-        return float(np.median(found)) if n > 2 * ALONE else float(found.mean()), 0.0
+        return float(found.mean()), 0.0
     return 0.0, float((found * levels).sum() / square.sum())

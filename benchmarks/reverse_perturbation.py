@@ -49,7 +49,6 @@ def queries(data: Path, seed: int) -> dict[str, dict[str, list[str]]]:
             out[method][name] = list(table.index)
         order = list(effects.loc[name, genes].sort_values().index)
         place = {gene: i for i, gene in enumerate(order)}
-        candidates = list(out["direct"][name])
         single = {one: 0.6 * ("+" not in one) for one in out["direct"][name]}  # of two that tie the double is first
         key = {one: np.mean([place[gene] for gene in one.split("+")]) + single[one] for one in single}
         out["DE genes"][name] = sorted(key, key=key.get)

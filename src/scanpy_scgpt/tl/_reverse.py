@@ -76,10 +76,16 @@ def reverse_perturb(
 
     Returns
     -------
-    Candidates, the best first; the index holds their names. Columns: `rank`, `score` (share of the votes, or half of
-    `own` less the relative distance), `distance` (Euclidean, of means), `correlation` (of the shift with the change),
-    `own` (how far the targets moved, from 0 to 1), `kind`, `chance_top` (chance that a random order has the true one this
-    high or higher), `relevant_chance` (chance that it has by then met one of the genes of this candidate).
+    Candidates, the best first; the index holds their names. Columns:
+
+    `rank`, `score`
+        `score` is the share of the votes, or half of `own` less the relative distance.
+    `distance`, `correlation`, `own`
+        Of the mean shift and the predicted change: Euclidean, Pearson; and how far the targets moved, from 0 to 1.
+    `kind`
+        What is known of it, as in :func:`scanpy_scgpt.tl.perturb`.
+    `chance_top`, `relevant_chance`
+        Chance that a random order has the true one this high or higher; and that it has met one of its genes by then.
 
     Raises
     ------

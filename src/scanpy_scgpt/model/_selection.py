@@ -13,7 +13,7 @@ from ._screen import Conditions, Screen
 
 _WEIGHTS = (0.5, 1.0)
 _N_DIMS = 128
-_CAUTION = 1.645  # standard errors that a gain must have
+ONE, MANY = 1.645, 3.0  # standard errors that a gain must have: of one setting, of the best of many
 _TINY = 1e-12
 
 
@@ -49,11 +49,11 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), norm, out=np.zeros(len(a)), where=norm > _TINY)
 
 
-def surely_positive(gain: np.ndarray) -> bool:
-    """Whether the mean of a gain is above 0, one-sided, at 5 %."""
+def surely_positive(gain: np.ndarray, errors: float = ONE) -> bool:
+    """Whether the mean of a gain is above 0 by so many of its standard errors: one-sided at 5 % by default."""
     if len(gain) < 2:  # noqa: PLR2004
         return False
-    return bool(gain.mean() > max(_CAUTION * gain.std(ddof=1) / np.sqrt(len(gain)), _TINY))
+    return bool(gain.mean() > max(errors * gain.std(ddof=1) / np.sqrt(len(gain)), _TINY))
 
 
 def left_out(
@@ -177,7 +177,7 @@ class Selection:
                 score = cosines(centre + weight * found, self.truth)
                 gain = (score - start + beyond) / 2
                 table.append((setting.source, float(gain.mean()), float(score.mean()), float(beyond.mean())))
-                if gain.mean() > best[0] and surely_positive(gain):
+                if gain.mean() > best[0] and surely_positive(gain, MANY):
                     best = (float(gain.mean()), replace(setting, weight=weight))
         shown = pd.DataFrame(table, columns=["source", "gain", "correlation", "beyond"])
         shown = shown.sort_values("gain", ascending=False).groupby("source", dropna=False, sort=False).head(1)

@@ -103,10 +103,24 @@ def read_screen(adata: AnnData, source: Source) -> ReadScreen:
     targets = dict(zip(found.conditions, found.targets, strict=True))
     parts = {name: tuple(sorted(targets[name])) or (name,) for name in found.conditions}
     screen = joined(pieces, parts, tables=is_table)
+    if not is_table:
+        screen = _with_lone_controls(adata, screen, found, contexts, source)
     alone = [name for name, n in found.n_cells.items() if n == 1]
     if alone and not is_table:
         logger.warning("warning: perturbations of one cell say next to nothing: %s.", ", ".join(alone[:8]))
     return ReadScreen(screen, found, contexts, is_table, {parts[name]: name for name in found.conditions})
+
+
+def _with_lone_controls(
+    adata: AnnData, screen: Screen, found: Perturbations, contexts: np.ndarray, source: Source
+) -> Screen:
+    """With the means of contexts that have controls and nothing else: effects can be predicted there."""
+    controls = dict(screen.controls)
+    for context in set(contexts[found.codes == CONTROL]) - set(controls):
+        rows = np.flatnonzero((contexts == context) & (found.codes == CONTROL))
+        mean = values_of(adata, rows, source)[0].mean(axis=0)
+        controls[str(context)] = np.asarray(mean, dtype=np.float32).ravel()
+    return replace(screen, controls=controls)
 
 
 def _is_table(adata: AnnData, column: pd.Series, contexts: np.ndarray) -> bool:
@@ -143,10 +157,11 @@ def joined(pieces: list[tuple[str, Effects]], parts: Mapping[str, tuple[str, ...
 def gene_sets_table(gene_sets: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Membership of genes in sets; small sets weigh more. float32, genes x sets."""
     genes = sorted({gene for members in gene_sets.values() for gene in members})
-    table = pd.DataFrame(0.0, index=genes, columns=list(gene_sets), dtype=np.float32)
-    for name, members in gene_sets.items():
-        table.loc[list(members), name] = np.log(1 + len(genes) / max(len(members), 1))
-    return table
+    place = pd.Index(genes)
+    values = np.zeros((len(genes), len(gene_sets)), dtype=np.float32)
+    for column, members in enumerate(gene_sets.values()):
+        values[place.get_indexer(list(members)), column] = np.log(1 + len(genes) / max(len(members), 1))
+    return pd.DataFrame(values, index=genes, columns=list(gene_sets))
 
 
 def network_table(checkpoint: Checkpoint) -> pd.DataFrame:

@@ -181,8 +181,8 @@ class SCGPTPerturber:
 
     @property
     def contexts_(self) -> list[str]:
-        """Contexts of the screen."""
-        return sorted(set(self.screen_.conditions.contexts))
+        """Contexts of the screen, with those that have controls alone."""
+        return sorted({*self.screen_.conditions.contexts, *self.screen_.controls})
 
     def train(
         self,

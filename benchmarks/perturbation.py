@@ -169,7 +169,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=data_folder())
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", nargs="*", choices=list(MODELS), default=list(_perturbation_models.USUAL))
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        choices=list(MODELS),
+        default=[one for one in MODELS if one not in _perturbation_models.SLOW],
+    )
     parser.add_argument("--shared-controls", action="store_true", help="one control mean for training and truth")
     parser.add_argument("--fresh", action="store_true", help="run again what was run before")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -11,6 +11,7 @@ from ._gene_lists import GeneLists
 from ._generative_pass import Predicted
 from ._generator import Generator, Order
 from ._inference import Embedder
+from ._screen import Conditions
 
 if TYPE_CHECKING:
     from ._annotator import SCGPTAnnotator
@@ -24,6 +25,7 @@ __all__ = [
     "Assessment",
     "CellFiles",
     "CellTokens",
+    "Conditions",
     "Embedder",
     "GeneLists",
     "Generator",

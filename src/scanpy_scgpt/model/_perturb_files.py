@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,16 +22,13 @@ from ._perturb_data import Source
 from ._perturb_network import Controls, NetworkSettings, PerturbNetwork
 from ._screen import Conditions, Screen
 
-if TYPE_CHECKING:
-    from ._perturber import SCGPTPerturber
-
-P = TypeVar("P", bound="SCGPTPerturber")
+P = TypeVar("P")
 FACTS, ARRAYS, CHECKPOINT = "perturber.json", "arrays.safetensors", "checkpoint"
 _KNOWLEDGE = "knowledge"
 _FORMAT = 1
 
 
-def write_perturber(model: SCGPTPerturber, folder: str | os.PathLike[str], *, overwrite: bool) -> None:
+def write_perturber(model: Any, folder: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Write it; the table of gene knowledge comes with the package and is left out."""
     path = Path(folder)
     if path.exists() and not overwrite:
@@ -84,7 +81,7 @@ def read_perturber(cls: type[P], folder: str | os.PathLike[str]) -> P:
         raise FileNotFoundError(msg)
     facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
     arrays = load_file(path / ARRAYS)
-    model = cls.__new__(cls)
+    model: Any = cls.__new__(cls)
     model.source_ = Source(**facts["source"])
     model.anchor_, model.legacy_, model.rng_ = facts["anchor"], facts["legacy"], facts["rng"]
     model._adata, model._read = None, None

@@ -20,7 +20,7 @@ _MOST_TEXT = 40  # clusters that get their name
 
 
 def perturb_space(
-    space: AnnData,
+    adata: AnnData,
     *,
     color: str | np.ndarray | pd.Series | None = None,
     label: bool = True,
@@ -33,7 +33,7 @@ def perturb_space(
 
     Parameters
     ----------
-    space
+    adata
         Result of :func:`scanpy_scgpt.tl.perturb_space`, with its UMAP.
     color
         Column of `.obs`, or one value for each row, such as the predicted change of a gene; the cluster by default.
@@ -57,15 +57,15 @@ def perturb_space(
     KeyError
         When there is no UMAP or no such column.
     """
-    check_anndata(space, function="pl.perturb_space")
-    if "X_umap" not in space.obsm:
-        msg = "space has no obsm['X_umap']. Lay it out: tl.perturb_space(model, umap=True)."
+    check_anndata(adata, function="pl.perturb_space")
+    if "X_umap" not in adata.obsm:
+        msg = "adata has no obsm['X_umap']. Lay it out: tl.perturb_space(model, umap=True)."
         raise KeyError(msg)
-    if isinstance(color, str) and color not in space.obs:
-        msg = f"space.obs has no column {color!r}. Columns: {', '.join(map(str, space.obs))}."
+    if isinstance(color, str) and color not in adata.obs:
+        msg = f"adata.obs has no column {color!r}. Columns: {', '.join(map(str, adata.obs))}."
         raise KeyError(msg)
-    column = space.obs["cluster" if color is None else color] if color is None or isinstance(color, str) else color
-    given, place = ax is not None, np.asarray(space.obsm["X_umap"])
+    column = adata.obs["cluster" if color is None else color] if color is None or isinstance(color, str) else color
+    given, place = ax is not None, np.asarray(adata.obsm["X_umap"])
     ax = plt.subplots(figsize=(6, 5), layout="constrained")[1] if ax is None else ax
     values = pd.Series(np.asarray(column))
     numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
@@ -78,11 +78,11 @@ def perturb_space(
     )
     if numbers:
         ax.figure.colorbar(drawn, ax=ax, label=color if isinstance(color, str) else "")
-    single = space.obs["n_targets"].to_numpy() == 1
+    single = adata.obs["n_targets"].to_numpy() == 1
     ax.scatter(*place[single].T, s=2.5 * size, facecolors="none", edgecolors="black", linewidths=0.5, label="single")
-    if label and "dominant_gene" in space.obs:
-        _names(ax, space, place)
-    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=f"{space.n_obs:,} predicted perturbations")
+    if label and "dominant_gene" in adata.obs:
+        _names(ax, adata, place)
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=f"{adata.n_obs:,} predicted perturbations")
     ax.legend(frameon=False, loc="best")
     return _finish(ax, given=given, show=show)
 

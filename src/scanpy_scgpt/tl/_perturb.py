@@ -19,7 +19,7 @@ from scanpy_scgpt.io import Checkpoint
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scanpy_scgpt.model import SCGPTPerturber
+    from scanpy_scgpt.model import Conditions, SCGPTPerturber
 
 logger = get_logger(__name__)
 _SAME = 0.2  # of the variance between perturbations that was measured; below, predictions are almost the same
@@ -158,12 +158,14 @@ def predictions(model: SCGPTPerturber, wanted: Sequence[str | Sequence[str]]) ->
     """The rows of the screen, then those that are wanted, as an AnnData."""
     from anndata import AnnData
 
+    from scanpy_scgpt.model import Conditions
+
     asked = model.conditions(list(wanted)) if len(wanted) else model.screen_.conditions.take([])
     known = model.screen_.conditions
     there = {(x, context) for x, context in zip(known.parts, known.contexts, strict=True)}
     pairs = [x for x in zip(asked.parts, asked.contexts, strict=True) if x not in there]
     pairs = [*zip(known.parts, known.contexts, strict=True), *dict.fromkeys(pairs)]
-    conditions = type(known)(tuple(x for x, _ in pairs), tuple(context for _, context in pairs))
+    conditions = Conditions(tuple(x for x, _ in pairs), tuple(context for _, context in pairs))
     change, width = model.predict(conditions)
     n, base = len(known), np.stack([_base(model, context) for context in conditions.contexts])
     measured = np.full(change.shape, np.nan, dtype=np.float32)
@@ -185,7 +187,7 @@ def _base(model: SCGPTPerturber, context: str) -> np.ndarray:
     return controls.get(context, np.mean(list(controls.values()), axis=0))
 
 
-def _rows(model: SCGPTPerturber, conditions: Any, n: int) -> pd.DataFrame:
+def _rows(model: SCGPTPerturber, conditions: Conditions, n: int) -> pd.DataFrame:
     genes = set(model.screen_.genes)
     names = [model.names_.get(x, "+".join(x)) for x in conditions.parts]
     contexts = list(conditions.contexts)

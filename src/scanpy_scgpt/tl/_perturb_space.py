@@ -20,7 +20,7 @@ from scanpy_scgpt._version import __version__
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scanpy_scgpt.model import SCGPTPerturber
+    from scanpy_scgpt.model import Conditions, SCGPTPerturber
 
 logger = get_logger(__name__)
 _BLOCK = 512  # perturbations that are predicted at a time
@@ -107,12 +107,12 @@ def perturb_space(
     return result
 
 
-def space_changes(space: AnnData, rows: Sequence[str] | None = None) -> pd.DataFrame:
+def space_changes(adata: AnnData, rows: Sequence[str] | None = None) -> pd.DataFrame:
     """Changes of expression in a space, from its components.
 
     Parameters
     ----------
-    space
+    adata
         Result of :func:`perturb_space`.
     rows
         Names of perturbations; all by default.
@@ -121,9 +121,9 @@ def space_changes(space: AnnData, rows: Sequence[str] | None = None) -> pd.DataF
     -------
     Changes, float32, perturbations x genes.
     """
-    record = space.uns[UNS][PERTURB.space]
-    some = space if rows is None else space[list(rows)]
-    values = np.asarray(some.X) @ np.asarray(space.varm["loadings"]) + np.asarray(record["mean"])
+    record = adata.uns[UNS][PERTURB.space]
+    some = adata if rows is None else adata[list(rows)]
+    values = np.asarray(some.X) @ np.asarray(adata.varm["loadings"]) + np.asarray(record["mean"])
     return pd.DataFrame(values.astype(np.float32), index=some.obs_names, columns=list(record["genes"]))
 
 
@@ -139,7 +139,7 @@ def _check(genes: list[str], max_order: int) -> None:
 
 
 def _components(
-    model: SCGPTPerturber, conditions: object, n: int, seed: int
+    model: SCGPTPerturber, conditions: Conditions, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray]:
     """Components of the changes, loadings, mean, share of the variance kept, and length of each change."""
     rows = np.random.default_rng([seed, 81]).permutation(len(conditions))[:_FITTED]
@@ -162,7 +162,7 @@ def _components(
     return components, loadings, mean.astype(np.float32), kept, sizes
 
 
-def _changes(model: SCGPTPerturber, conditions: object, rows: np.ndarray) -> np.ndarray:
+def _changes(model: SCGPTPerturber, conditions: Conditions, rows: np.ndarray) -> np.ndarray:
     """Changes of some rows, block by block."""
     out = np.empty((len(rows), len(model.screen_.genes)), dtype=np.float32)
     for start in range(0, len(rows), _BLOCK):
@@ -170,7 +170,7 @@ def _changes(model: SCGPTPerturber, conditions: object, rows: np.ndarray) -> np.
     return out
 
 
-def _laid_out(components: np.ndarray, conditions: object, model: SCGPTPerturber, sizes: np.ndarray) -> AnnData:
+def _laid_out(components: np.ndarray, conditions: Conditions, model: SCGPTPerturber, sizes: np.ndarray) -> AnnData:
     from anndata import AnnData
 
     obs = pd.DataFrame(

@@ -17,8 +17,7 @@ from scanpy_scgpt._validate import check_anndata, check_key, check_one_of, seed_
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scanpy_scgpt.model import SCGPTPerturber
-    from scanpy_scgpt.model._screen import Conditions
+    from scanpy_scgpt.model import Conditions, SCGPTPerturber
 
 logger = get_logger(__name__)
 METHODS = ("direct", "votes")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ._gram import COMPONENTS, Setting, Similarity, gram, unit_gram
 from ._screen import ACROSS, Conditions, OwnEffect, Screen
-from ._selection import Choice, Selection, fitted_values, surely_positive
+from ._selection import Choice, Selection, denoised, fitted_values, surely_positive
 
 EFFECTS = "effects"
 ANCHORS = ("ridge", "additive", "mean")
@@ -169,22 +169,20 @@ class EffectModel:
         self.left_out_[self.pairs] = trial.whole(self.joint)[self.pairs]
 
     def _shrunk(self) -> np.ndarray:
-        """What was measured, shrunk to what other rows say of it: the more, the more of the difference is noise."""
+        """What was measured, its difference to what other rows say of it freed of noise."""
         if self.screen.errors is None:
             return self.screen.effects
         prior = self.left_out_.copy()
         single = ~np.isin(np.arange(len(prior)), self.pairs)
         prior[single] = self.own.add(prior, self.screen, self.screen.conditions)[single]
         difference = self.screen.effects - prior
-        square = (difference**2).sum(axis=1)
+        known = np.isfinite(difference).all(axis=1)
         errors = np.nan_to_num(self.screen.errors.astype(np.float64) ** 2)
-        noise = (errors - errors.min(axis=0)).sum(axis=1)  # the error of the controls is the same for all
-        known = np.isfinite(square)
-        kept = np.clip(1 - noise / np.maximum(square, 1e-12), 0, 1)
-        if known.any():  # none by more than all together: weak ones stay apart
-            kept = np.maximum(kept, np.clip(1 - noise[known].sum() / max(square[known].sum(), 1e-12), 0, 1))
+        noise = np.maximum(errors - errors.min(axis=0), 0)  # the error of the controls is the same for all
+        if known.sum() > 1 and noise[known].any():
+            difference[known] = denoised(difference[known], noise[known])
         out = self.screen.effects.astype(np.float32).copy()
-        out[known] = (prior + kept[:, None] * difference)[known]
+        out[known] = (prior + difference)[known]
         return out
 
     def _spread(self) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ _WEIGHTS = (0.5, 1.0)
 _N_DIMS = 128
 ONE, MANY = 1.645, 3.0  # standard errors that a gain must have: of one setting, of the best of many
 _TINY = 1e-12
+_MOSTLY = 2 / 3  # share of signal from which rows keep their length
 
 
 @dataclass(frozen=True)
@@ -191,3 +192,29 @@ class Selection:
             found = centre + one.setting.weight * (self.predictions(one.setting) - centre) if one.gain > 0 else centre
             errors.append(((self.truth - found) ** 2).sum(axis=1))
         return (errors[1] - errors[0]) / np.maximum((self.truth**2).sum(axis=1), _TINY)
+
+
+def denoised(difference: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Differences of rows half as they are, half by the components that stand out of their noise.
+
+    Rows keep their length where most of it is signal; else they are shrunk by the share that is.
+
+    Parameters
+    ----------
+    difference
+        Shape `(n, n_genes)`.
+    noise
+        Variance of its noise, same shape.
+    """
+    of_row = np.sqrt(np.maximum(noise.mean(axis=1), _TINY) / max(float(noise.mean()), _TINY))[:, None]
+    of_gene = np.sqrt((noise / of_row**2).mean(axis=0)) + 1e-6
+    left, strength, right = np.linalg.svd(difference / of_row / of_gene, full_matrices=False)
+    few, many = sorted(difference.shape)
+    square = np.maximum(strength**2 / many, _TINY)
+    kept = strength * np.maximum(0, 1 - (1 + few / many) / square)
+    mixed = (left * kept) @ right * of_row * of_gene + difference
+    square = np.maximum((difference**2).sum(axis=1), _TINY)
+    signal = np.clip(1 - noise.sum(axis=1) / square, 0, 1)
+    signal = np.maximum(signal, np.clip(1 - noise.sum() / square.sum(), 0, 1))  # weak rows stay apart
+    length = np.sqrt(square) / np.maximum(np.linalg.norm(mixed, axis=1), _TINY)
+    return mixed * (length * np.where(signal > _MOSTLY, 1.0, signal))[:, None]

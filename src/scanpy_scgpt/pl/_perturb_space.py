@@ -153,7 +153,7 @@ def reverse(
     for name, row in ranking.nsmallest(k, "rank").iterrows():
         i, j = place[pairs[str(name)][0]], place[pairs[str(name)][-1]]
         for x, y in {(i, j), (j, i)}:
-            ax.text(x, y, int(row["rank"]), ha="center", va="center", fontsize=7, color="white")
+            ax.text(x, y, int(row["rank"]), ha="center", va="center", fontsize=7, color="black", weight="bold")
     if true is not None:
         i, j = place[pairs[true][0]], place[pairs[true][-1]]
         for x, y in {(i, j), (j, i)}:
@@ -162,6 +162,7 @@ def reverse(
         ax.set_title(f"{true}: rank {int(ranking.loc[true, 'rank'])} of {len(ranking):,}")
     ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=7)
     ax.set_yticks(range(len(genes)), genes, fontsize=7)
+    ax.grid(visible=False)
     return _finish(ax, given=given, show=show)
 
 

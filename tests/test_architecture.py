@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": {"tokenizer", "nn"},
     "module": {"nn", "objectives"},
     "models": {"disk", "io", "module", "tokenizer"},
-    "model": {"data", "disk", "io", "metrics", "models", "module", "train", "tokenizer", "nn"},
+    "model": {"data", "datasets", "disk", "io", "metrics", "models", "module", "train", "tokenizer", "nn"},
     "tl": {"baselines", "metrics", "model", "models", "neighbours", "io", "disk", "tokenizer"},
     "pretrain": {"models", "data", "datasets", "disk", "io", "module", "nn", "train", "tokenizer"},
 }

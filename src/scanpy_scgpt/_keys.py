@@ -135,6 +135,15 @@ class LayerKeys:
 
 
 @dataclass(frozen=True)
+class PerturbKeys:
+    """Slots of `tl.perturb`, `tl.perturb_space` and `tl.reverse_perturb`, in their results."""
+
+    uns: str = "perturb"
+    space: str = "perturb_space"
+    reverse: str = "reverse_perturb"
+
+
+@dataclass(frozen=True)
 class MapKeys:
     """Slots of `tl.map_reference`."""
 
@@ -202,6 +211,7 @@ FILE = "scgpt_file"
 """`.obs` column of a result over several files: which file a cell is of."""
 TOKENIZE = TokenizeKeys()
 EMBED = EmbedKeys()
+PERTURB = PerturbKeys()
 GENERATE = LayerKeys("scgpt_generated", "scgpt_generated_sd", "generate")
 DENOISE = LayerKeys("scgpt_denoised", "scgpt_denoised_sd", "denoise")
 SIMULATION = "simulation"

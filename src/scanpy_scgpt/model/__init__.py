@@ -14,12 +14,14 @@ from ._generative_pass import Predicted
 from ._generator import Generator, Order
 from ._impute import Imputed
 from ._inference import Embedder
+from ._screen import Conditions
 
 if TYPE_CHECKING:
     from ._annotator import SCGPTAnnotator
     from ._integrator import SCGPTIntegrator
     from ._modal_cells import plain_cells
     from ._multi import SCGPTMulti
+    from ._perturber import SCGPTPerturber
     from ._scgpt import SCGPT
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "AttentionRanks",
     "CellFiles",
     "CellTokens",
+    "Conditions",
     "Embedder",
     "GeneContexts",
     "GeneLists",
@@ -40,6 +43,7 @@ __all__ = [
     "SCGPTAnnotator",
     "SCGPTIntegrator",
     "SCGPTMulti",
+    "SCGPTPerturber",
     "active_client",
     "choose_device",
     "dealt",
@@ -59,6 +63,8 @@ def __getattr__(name: str) -> Any:
         from ._integrator import SCGPTIntegrator as found
     elif name == "SCGPTMulti":
         from ._multi import SCGPTMulti as found
+    elif name == "SCGPTPerturber":
+        from ._perturber import SCGPTPerturber as found
     elif name == "plain_cells":
         from ._modal_cells import plain_cells as found
     else:

@@ -7,6 +7,7 @@ from ._grn import grn
 from ._integrate import integration
 from ._modalities import modalities
 from ._perturb_effect import perturb_effect
+from ._perturb_space import perturb_space, reverse, reverse_hits
 from ._programs import enrichment, gene_programs
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "integration",
     "modalities",
     "perturb_effect",
+    "perturb_space",
     "reliability",
+    "reverse",
+    "reverse_hits",
     "target_network",
 ]

@@ -12,6 +12,9 @@ from ._grn import grn
 from ._impute import impute_modality
 from ._integrate import integrate
 from ._map_reference import map_reference
+from ._perturb import perturb
+from ._perturb_space import perturb_space, space_changes
+from ._reverse import hit_rates, reverse_perturb
 from ._target_overlap import target_overlap
 
 __all__ = [
@@ -24,8 +27,13 @@ __all__ = [
     "gene_programs",
     "generate",
     "grn",
+    "hit_rates",
     "impute_modality",
     "integrate",
     "map_reference",
+    "perturb",
+    "perturb_space",
+    "reverse_perturb",
+    "space_changes",
     "target_overlap",
 ]

@@ -1,0 +1,288 @@
+"""`tl.reverse_perturb`: which perturbation explains a state of cells, or the way from one state to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scanpy_scgpt._counts import choose_counts
+from scanpy_scgpt._effects import normalised_rows
+from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._validate import check_anndata, check_key, check_one_of, seed_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scanpy_scgpt.model import Conditions, SCGPTPerturber
+
+logger = get_logger(__name__)
+METHODS = ("direct", "votes")
+_POOLS, _POOL = 40, 20  # reference profiles of a candidate, and control cells in each
+_NEAREST = 10
+_LEVEL = 0.95
+_LITTLE = 0.02  # effect on a target that tells nothing
+_OWN = 0.5  # weight of what targets show; found on other seeds of the simulation than those that are reported
+
+
+def reverse_perturb(
+    adata: AnnData,
+    model: SCGPTPerturber,
+    *,
+    target: str | Sequence[str],
+    groupby: str,
+    source: str | Sequence[str] | None = None,
+    candidates: Sequence[str | Sequence[str]] | None = None,
+    method: str = "direct",
+    context: str | None = None,
+    n_neighbors: int = _NEAREST,
+    layer: str | None = None,
+    size_key: str | None = None,
+    rng: int | np.random.Generator | None = 0,
+) -> pd.DataFrame:
+    """Rank perturbations by how well they explain a state of cells, or a shift between two states.
+
+    Parameters
+    ----------
+    adata
+        Cells, shape `(n_obs, n_vars)`, with genes of the screen. Not changed.
+    model
+        A trained :class:`scanpy_scgpt.model.SCGPTPerturber`.
+    target
+        Group of cells, or groups, whose state is to be explained.
+    groupby
+        Column of `.obs` with the groups.
+    source
+        Group that the shift starts from; by default the controls of the screen.
+    candidates
+        Perturbations to rank; by default all of the screen, and all doubles of its genes when it has doubles.
+    method
+        `"direct"`: distance of the mean shift to each predicted change, in the length of the shift, and how far the
+        targets themselves moved of the way that perturbed targets go. `"votes"`: the published procedure
+        :cite:p:`Cui2024`, each cell votes for the candidates of its nearest reference profiles, which are random pools
+        of control cells moved by the predicted change.
+    context
+        Context of the predictions; the first of the screen by default.
+    n_neighbors
+        Profiles that a cell votes for.
+    layer, size_key
+        As in :func:`scanpy_scgpt.tl.perturb`.
+    rng
+        Seed of the pools.
+
+    Returns
+    -------
+    Candidates, the best first; the index holds their names. Columns:
+
+    `rank`, `score`
+        `score` is the share of the votes, or half of `own` less the relative distance.
+    `distance`, `correlation`, `own`
+        Of the mean shift and the predicted change: Euclidean, Pearson; and how far the targets moved, from 0 to 1.
+    `kind`
+        What is known of it, as in :func:`scanpy_scgpt.tl.perturb`.
+    `chance_top`, `relevant_chance`
+        Chance that a random order has the true one this high or higher; and that it has met one of its genes by then.
+
+    Raises
+    ------
+    KeyError
+        When there is no such column.
+    ValueError
+        When a group has no cells, genes are missing, or the method is unknown.
+    """
+    check_anndata(adata, function="tl.reverse_perturb")
+    check_one_of(method, METHODS, name="method")
+    check_key(adata.obs, groupby, where="adata.obs")
+    seed = seed_of(rng) % 2**31
+    columns = _columns(adata, model)
+    where = {"layer": layer, "size_key": size_key}
+    cells = _values(adata, _rows(adata, groupby, target, "target"), columns, **where)
+    context = model.contexts_[0] if context is None else context
+    start = model.screen_.controls.get(context)
+    if source is not None:
+        start = _values(adata, _rows(adata, groupby, source, "source"), columns, **where).mean(axis=0)
+    if start is None:
+        msg = "The screen is a table without controls, so the state to start from must be named: source='...'."
+        raise ValueError(msg)
+    conditions = model.conditions(_candidates(model) if candidates is None else list(candidates), [context])
+    changes = model.changes(conditions)
+    shift = cells.mean(axis=0) - start
+    distance = np.linalg.norm(changes - shift, axis=1)
+    own = _own_share(model, conditions, shift)
+    if method == "direct":
+        score = _OWN * own - distance / max(float(np.linalg.norm(shift)), 1e-12)
+    else:
+        score = _votes(cells, changes, model, context, start, n_neighbors, seed)
+    table = pd.DataFrame({"score": score, "distance": distance, "correlation": _correlation(changes, shift)})
+    table = table.assign(own=own, kind=model.kinds(conditions))
+    table.index = pd.Index([model.names_.get(x, "+".join(x)) for x in conditions.parts], name="perturbation")
+    order = np.lexsort((distance, -score))
+    return _with_chance(table.iloc[order], [conditions.parts[i] for i in order])
+
+
+def _rows(adata: AnnData, groupby: str, names: str | Sequence[str], what: str) -> np.ndarray:
+    wanted = {names} if isinstance(names, str) else set(names)
+    rows = np.flatnonzero(adata.obs[groupby].astype(str).isin(wanted))
+    if not len(rows):
+        groups = ", ".join(map(repr, list(dict.fromkeys(adata.obs[groupby].astype(str)))[:8]))
+        msg = f"{what}={names!r}: no cell is in this group. obs[{groupby!r}] has {groups}."
+        raise ValueError(msg)
+    return rows
+
+
+def _columns(adata: AnnData, model: SCGPTPerturber) -> np.ndarray:
+    columns = adata.var_names.get_indexer(pd.Index(model.screen_.genes))
+    if (columns < 0).any():
+        n = int((columns < 0).sum())
+        msg = (
+            f"{n:,} of the {len(columns):,} genes of the screen are not among those of adata, such as "
+            f"{model.screen_.genes[int(np.argmax(columns < 0))]!r}. Train on the shared genes: adata[:, shared]."
+        )
+        raise ValueError(msg)
+    return columns
+
+
+def _values(
+    adata: AnnData, rows: np.ndarray, columns: np.ndarray, *, layer: str | None, size_key: str | None
+) -> np.ndarray:
+    """Log-normalised values of some cells, float32, shape `(n, n_genes)`."""
+    counts = choose_counts(adata, layer=layer)
+    sizes = None if size_key is None else adata.obs[size_key].to_numpy(dtype=np.float64)
+    blocks = []
+    for start in range(0, adata.n_obs, 20_000):
+        own = rows[(rows >= start) & (rows < start + 20_000)] - start
+        if len(own):
+            block = normalised_rows(counts, start, min(start + 20_000, adata.n_obs), sizes)
+            blocks.append(block[own][:, columns].toarray().astype(np.float32))
+    return np.concatenate(blocks)
+
+
+def _candidates(model: SCGPTPerturber) -> list[tuple[str, ...]]:
+    parts = model.screen_.conditions
+    out = [(part,) for part in parts.universe]
+    if any(len(x) > 1 for x in parts.parts):
+        genes = parts.universe
+        out += [(a, b) for i, a in enumerate(genes) for b in genes[i + 1 :]]
+    return out
+
+
+def _own_share(model: SCGPTPerturber, conditions: Conditions, shift: np.ndarray) -> np.ndarray:
+    """How far the targets themselves moved of the way that perturbed targets go, from 0 to 1, shape `(n,)`.
+
+    A target that is not measured counts as the mean of the others; 0 for all when nothing was learned of targets.
+    """
+    if model.effects_ is None:
+        return np.zeros(len(conditions))
+    own, expected = model.effects_.own.of(model.screen_, conditions)
+    there = [(row, shift[gene] / e) for (row, gene), e in zip(own, expected, strict=True) if abs(e) > _LITTLE]
+    if not there:
+        return np.zeros(len(conditions))
+    rows, share = np.array([row for row, _ in there]), np.clip([x for _, x in there], 0, 1)
+    sums, n = np.bincount(rows, share, len(conditions)), np.bincount(rows, minlength=len(conditions))
+    sizes = np.array([len(x) for x in conditions.parts])
+    return (sums + np.maximum(sizes - n, 0) * share.mean()) / np.maximum(sizes, n)
+
+
+def _correlation(changes: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Correlation of each change with the shift, float64, shape `(n,)`."""
+    a, b = changes - changes.mean(axis=1, keepdims=True), shift - shift.mean()
+    norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b)
+    return np.divide(a @ b, norm, out=np.zeros(len(a)), where=norm > 1e-12)  # noqa: PLR2004
+
+
+def _votes(
+    cells: np.ndarray,
+    changes: np.ndarray,
+    model: SCGPTPerturber,
+    context: str,
+    start: np.ndarray,
+    n_neighbors: int,
+    seed: int,
+) -> np.ndarray:
+    """Share of the votes of each candidate, float64, shape `(n_candidates,)`."""
+    from sklearn.neighbors import NearestNeighbors
+
+    pools = model.control_pools(context, _POOLS, _POOL, seed)
+    pools = np.broadcast_to(start, (1, len(start))) if pools is None else pools + (start - pools.mean(axis=0))
+    owner = np.tile(np.arange(len(changes)), len(pools))
+    profiles = np.concatenate([np.maximum(pool + changes, 0) for pool in pools])
+    basis = np.linalg.svd(changes - changes.mean(axis=0), full_matrices=False)[2][:50].T  # candidates differ only here
+    found = NearestNeighbors(n_neighbors=min(n_neighbors, len(profiles))).fit(profiles @ basis)
+    near = found.kneighbors(cells @ basis, return_distance=False)
+    return np.bincount(owner[near.ravel()], minlength=len(changes)) / near.size
+
+
+def _with_chance(table: pd.DataFrame, parts: Sequence[tuple[str, ...]]) -> pd.DataFrame:
+    n = len(table)
+    relevant = [sum(bool(set(x) & set(own)) for x in parts) for own in parts]
+    ranks = np.arange(1, n + 1)
+    chance = [1 - comb(n - m, k) / comb(n, k) for m, k in zip(relevant, ranks.tolist(), strict=True)]
+    table = table.assign(chance_top=ranks / n, relevant_chance=chance)
+    table.insert(0, "rank", ranks)
+    return table
+
+
+def hit_rates(
+    rankings: dict[str, Sequence[str]], *, ks: Sequence[int] = (1, 2, 4, 8), level: float = _LEVEL
+) -> pd.DataFrame:
+    """How often the true perturbation, or one of its genes, is among the first of its ranking.
+
+    Parameters
+    ----------
+    rankings
+        Names in the order of their rank (:func:`reverse_perturb`), by the name of the true perturbation.
+    ks
+        Numbers of first places.
+    level
+        Of the exact binomial (Clopper-Pearson) intervals.
+
+    Returns
+    -------
+    One row for each of `ks` and measure: `k`, `measure` (`correct`: the perturbation itself; `relevant`: one of its
+    genes), `hits`, `n`, `rate`, `low`, `high`, and the `chance` of a random order.
+
+    Raises
+    ------
+    ValueError
+        When a true perturbation is not in its ranking.
+    """
+    rows = []
+    for k in ks:
+        for measure in ("correct", "relevant"):
+            hits, chances = 0, []
+            for true, ranked in rankings.items():
+                names = list(ranked)
+                if true not in names:
+                    msg = f"rankings[{true!r}] does not rank {true!r} itself. Add it to the candidates."
+                    raise ValueError(msg)
+                good = _good(true, names, measure)
+                hits += any(name in good for name in names[:k])
+                top = min(k, len(names))
+                chances.append(1 - comb(len(names) - len(good), top) / comb(len(names), top))
+            low, high = exact_interval(hits, len(rankings), level)
+            rate = hits / len(rankings)
+            rows.append((k, measure, hits, len(rankings), rate, low, high, float(np.mean(chances))))
+    return pd.DataFrame(rows, columns=["k", "measure", "hits", "n", "rate", "low", "high", "chance"])
+
+
+def _good(true: str, names: list[str], measure: str) -> set[str]:
+    if measure == "correct":
+        return {true}
+    own = set(_genes(true))
+    return {name for name in names if own & set(_genes(name))}
+
+
+def exact_interval(hits: int, n: int, level: float = _LEVEL) -> tuple[float, float]:
+    """Exact binomial (Clopper-Pearson) interval of a rate."""
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, n).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)
+
+
+def _genes(name: str) -> list[str]:
+    """Genes of a name; what follows a space is no part of them."""
+    return name.partition(" ")[0].split("+")

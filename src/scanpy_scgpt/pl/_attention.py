@@ -183,7 +183,7 @@ def target_network(
     """
     made = _made(adata, key, group, function="pl.target_network")
     edges = _first_targets(made, source, n_top)
-    known = set(map(str, targets or ()))
+    known = set(map(str, () if targets is None else targets))
     weight = edges["weight"].to_numpy(dtype=np.float64)
     between = bool(str(made.record["controls"][made.number]))
     size = np.abs(weight) if between else weight - weight.min()

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anndata as ad
+import mudata as md
 import numpy as np
 import pandas as pd
+import scanpy as sc
 
 from scanpy_scgpt import baselines, datasets, pp
 
 FEW_GENES = 5  # at FDR 0.05: fewer, and a row of the macrophage table hardly shows an effect
+MARKERS = {
+    "T": ("CD3D", "CD3E", "IL7R", "LTB"),
+    "B": ("CD79A", "CD79B", "MS4A1"),
+    "NK": ("GNLY", "NKG7", "PRF1"),
+    "myeloid": ("FCER1G", "TYROBP", "FTL", "CST3"),
+}
 EXPRESSED = 0.05  # share of the cells; genes below are left out of the simulation
 
 
@@ -47,13 +55,15 @@ class Task:
 
 
 class Screen(NamedTuple):
-    """File, column of the perturbation, covariate that is matched, column of sizes, kind of split, its covariate."""
+    """File, covariate that is matched, column of sizes, kind of split, its covariate; column of the perturbation."""
 
     file: str
     covariate: str | None
     size_key: str | None
     kind: str
     held_out: str | None = None
+    column: str = "perturbation"
+    control: str = "control"
 
 
 SCREENS = {
@@ -61,6 +71,12 @@ SCREENS = {
     "THP-1, unseen batch": Screen("perturb_papalexi2021_thp1", None, None, "covariate", "batch"),
     "Jurkat, unseen targets": Screen("perturb_datlinger2021_jurkat", "condition", "total_counts", "single"),
     "Jurkat, other stimulation": Screen("perturb_datlinger2021_jurkat", None, "total_counts", "covariate", "condition"),
+    "blood with interferon, other kind of cell": Screen(
+        "pbmc_ifnb_kang2018_2k", None, None, "covariate", "kind of cell", "condition", "ctrl"
+    ),
+    "A549 with dexamethasone, other hour": Screen(
+        "multiome_a549_scicar2018", None, None, "leave_one_out", None, "time", "0h"
+    ),
 }
 TABLES = {
     "macrophages CRISPRi, unseen targets": ("perturb_table_macrophage_wang2025", "CRISPRi", False),
@@ -88,9 +104,28 @@ def _features() -> dict[str, pd.DataFrame | None]:
 
 def _screen(name: str, data: Path, seed: int, *, shared: bool) -> Iterator[Task]:
     set_ = SCREENS[name]
-    cells = ad.read_h5ad(data / f"{set_.file}.h5ad")
+    cells = _cells(data, set_)
     found = pp.parse_perturbations(cells.obs["perturbation"], genes=cells.var_names)
     yield from _of_cells(name, cells, found, set_, seed, shared=shared)
+
+
+def _cells(data: Path, set_: Screen) -> ad.AnnData:
+    """Cells of a screen; kinds of cells are told by markers."""
+    if (data / f"{set_.file}.h5mu").is_file():
+        cells = md.read_h5mu(data / f"{set_.file}.h5mu").mod["rna"]
+    else:
+        cells = ad.read_h5ad(data / f"{set_.file}.h5ad")
+    cells.obs["perturbation"] = cells.obs[set_.column].astype(str).replace({set_.control: "control"})
+    if set_.held_out == "kind of cell":
+        cells.obs["kind of cell"] = _by_markers(cells)
+    return cells
+
+
+def _by_markers(cells: ad.AnnData) -> np.ndarray:
+    """Kind of each cell: whose markers it has most of, in standard deviations; most stimulated cells have no label."""
+    work = sc.pp.log1p(sc.pp.normalize_total(cells, target_sum=1e4, copy=True), copy=True)
+    scores = np.stack([work[:, list(names)].X.toarray().mean(axis=1) for names in MARKERS.values()], axis=1)
+    return np.array(list(MARKERS))[((scores - scores.mean(axis=0)) / scores.std(axis=0)).argmax(axis=1)]
 
 
 def _simulation(name: str, data: Path, seed: int, *, shared: bool) -> Iterator[Task]:

@@ -126,6 +126,8 @@ def report(name: str, runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[
     print_table(f"{name}: {n} perturbations, {len(runs)} seeds", ("method", *shown.columns), rows)
     bars, against = [], {}
     for measure in HEADLINE:
+        if scores.table[measure].isna().all():  # a split asks for one condition: nothing to tell it from
+            continue
         rival = best_simple(scores, measure)
         for model in (one for one in MODELS if one in shown.index):
             gap = scores.difference(model, rival).loc[measure]

@@ -27,6 +27,7 @@ from scipy import sparse
 
 from scanpy_scgpt import baselines, metrics, settings, tl
 from scanpy_scgpt._logging import quiet
+from scanpy_scgpt._optional import is_installed
 
 from ._cells import data_folder
 from ._harness import ROOT, Bar, conclude, print_table, single_thread
@@ -35,6 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "multimodal.json"
 N_CELLS = 600  # at most, for each seed
 LOUD = ("scvi", "scanpy_scgpt", "lightning.pytorch", "mofapy2")
 OURS, NO_NETWORK, TRAINED = "scGPT", "scGPT, network left out", "scGPT, one epoch"
+GLUE = ("glue",) if is_installed("scglue") else ()
 FILES = {"impute": ("cite_pbmc10k_10x", "cite_mimitou2019_500"), "mosaic": ("cite_pbmc10k_10x",)}
 NO_ANTIBODY = ("IgG", "isotype", "mouse", "rat")  # controls: nothing to predict
 GATES = {
@@ -104,14 +106,14 @@ def mosaic(data: Path, seed: int) -> dict[str, dict[str, float]]:
     proteins = pd.DataFrame(
         np.log1p(dense(whole["prot"].X)), index=whole["prot"].obs_names, columns=whole["prot"].var_names
     ).loc[cells.obs_names]
-    return _scored(cells, gated(proteins), ("pca", "harmony", "totalvi", "mofa", "scmomat"), seed)
+    return _scored(cells, gated(proteins), ("pca", "harmony", "totalvi", "mofa", "scmomat", *GLUE), seed)
 
 
 def multiome(data: Path, seed: int) -> dict[str, dict[str, float]]:
     """Cells with and without chromatin in one space."""
     cells, whole = mosaic_of(data / "multiome_a549_scicar2018.h5mu", "atac", seed)
     hours = whole["rna"].obs["time"].astype(str).loc[cells.obs_names].to_numpy(dtype=object)
-    rows = _scored(cells, hours, ("pca", "harmony", "multivi", "mofa", "scmomat"), seed, min_genes=100)
+    rows = _scored(cells, hours, ("pca", "harmony", "multivi", "mofa", "scmomat", *GLUE), seed, min_genes=100)
     rows[OURS]["foscttm"] = _foscttm(whole, seed)
     return rows
 
@@ -175,7 +177,7 @@ def tables(kept: dict[str, Any]) -> list[Bar]:
         frames = [pd.DataFrame.from_dict(kept[key], orient="index") for key in kept if key.startswith(f"{task}|")]
         if not frames:
             continue
-        mean = sum(frames) / len(frames)
+        mean = pd.concat(frames).groupby(level=0, sort=False).mean()  # a method may lack a seed
         rows = [(name, *(round(float(x), 3) for x in mean.loc[name])) for name in mean.index]
         print_table(f"{task}, {len(frames)} seeds", ("method", *mean.columns), rows)
         if task == "impute":
@@ -187,8 +189,9 @@ def tables(kept: dict[str, Any]) -> list[Bar]:
                         bars.append(Bar(f"{file}: correlation less that of {rival}", float(np.mean(less)), 0.0))
         else:
             for rival in mean.index:
-                less = np.asarray([x.loc[OURS, "avg_batch"] - x.loc[rival, "avg_batch"] for x in frames])
-                overall = np.asarray([x.loc[OURS, "overall"] - x.loc[rival, "overall"] for x in frames])
+                both = [x for x in frames if rival in x.index]
+                less = np.asarray([x.loc[OURS, "avg_batch"] - x.loc[rival, "avg_batch"] for x in both])
+                overall = np.asarray([x.loc[OURS, "overall"] - x.loc[rival, "overall"] for x in both])
                 print(f"  {OURS} less {rival}: AvgBATCH {_interval(less)}, overall {_interval(overall)}")
                 if rival == "scmomat":
                     bars.append(Bar(f"{task}: AvgBATCH less that of scMoMaT", float(less.mean()), 0.0))

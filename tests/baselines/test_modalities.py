@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import anndata
 import mudata
 import numpy as np
 import pandas as pd
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 from scanpy_scgpt import baselines, metrics
+from scanpy_scgpt._optional import is_installed
+from scanpy_scgpt.baselines._glue import guidance
+from scanpy_scgpt.baselines._modalities import _Task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning"),  # of mudata, of its next release
@@ -63,3 +67,37 @@ def test_simple_imputation(mosaic, parts):
     assert scores["ridge"]["pearson"].mean() > 0.5
     assert scores["neighbours"]["pearson"].mean() > 0.4
     assert scores["ridge"]["rmse"].mean() < scores["mean"]["rmse"].mean()
+
+
+def test_features_are_tied_to_the_genes_that_vary_with_them(mosaic):
+    task = _Task(mosaic, None, 300, 10, 0)
+    parts = {
+        kind: anndata.AnnData(np.zeros((1, len(names))), var=pd.DataFrame(index=[f"{kind}:{x}" for x in names]))
+        for kind, names in task.features.items()
+    }
+    graph = guidance(task, parts)
+    loops = [edge for edge in graph.edges if edge[0] == edge[1]]
+    assert len(loops) == len(task.features["rna"]) + len(task.features["protein"])
+    both = task.there["rna"] & task.there["protein"]
+    genes, proteins = task.scaled["rna"][both].toarray(), task.scaled["protein"][both]
+    name, j = "protein:CD3", list(task.features["protein"]).index("CD3")
+    ties = {a: data for a, b, data in graph.edges(data=True) if b == name != a}
+    assert 0 < len(ties) <= 5
+    for gene, data in ties.items():
+        i = list(task.features["rna"]).index(gene.removeprefix("rna:"))
+        correlation = np.corrcoef(genes[:, i], proteins[:, j])[0, 1]
+        assert data["weight"] == pytest.approx(abs(correlation), abs=1e-4)
+        assert data["sign"] == np.sign(correlation)
+
+
+@pytest.mark.skipif(is_installed("scglue"), reason="scglue is there")
+def test_glue_says_how_to_install_it(mosaic):
+    with pytest.raises(ImportError, match="glue"):
+        baselines.integrate_modalities(mosaic, methods=["glue"], n_top_genes=300, n_comps=10)
+
+
+def test_glue(mosaic):
+    pytest.importorskip("scglue")
+    found = baselines.integrate_modalities(mosaic, methods=["glue"], n_top_genes=300, n_comps=10, max_epochs=3)["glue"]
+    assert found.embedding.shape[0] == mosaic.n_obs
+    assert np.isfinite(found.embedding).all()

@@ -32,6 +32,7 @@ from scanpy_scgpt._modalities import (
 from scanpy_scgpt._optional import require
 from scanpy_scgpt._validate import check_one_of
 
+from ._glue import glue
 from ._integrate import Integration
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def _logged(x: sparse.csr_matrix) -> sparse.csr_matrix:
 @contextlib.contextmanager
 def _silent(rng: int) -> Iterator[None]:
     """Other packages say nothing, and the global random state stays as it was."""
-    import scvi
     from lightning.pytorch.utilities.seed import isolate_rng
 
+    with isolate_rng():  # its import draws a number
+        import scvi
     before, seed = scvi.settings.verbosity, scvi.settings.seed
     with (
         warnings.catch_warnings(),
@@ -241,6 +243,11 @@ def _scmomat(task: _Task) -> np.ndarray:
         return out
 
 
+def _glue(task: _Task) -> np.ndarray:
+    with _silent(task.rng):
+        return glue(task)
+
+
 def _require(task: _Task, method: str, *kinds: str) -> None:
     lacking = [kind for kind in kinds if kind not in task.counts]
     if lacking:
@@ -255,6 +262,7 @@ MODAL_METHODS: Mapping[str, Callable[[_Task], np.ndarray]] = {
     "multivi": _multivi,
     "mofa": _mofa,
     "scmomat": _scmomat,
+    "glue": _glue,
 }
 
 
@@ -280,13 +288,14 @@ def integrate_modalities(
         `"pca"` (components of each modality side by side, zero where a cell lacks it), `"harmony"` (these, batches and
         what cells have laid over one another), `"totalvi"` :cite:p:`Gayoso2021` (RNA and proteins), `"multivi"`
         :cite:p:`Ashuach2023` (RNA and chromatin), `"mofa"` :cite:p:`Argelaguet2020` and `"scmomat"`
-        :cite:p:`Zhang2023` (the extra `multimodal`).
+        :cite:p:`Zhang2023` (the extra `multimodal`), `"glue"` :cite:p:`Cao2022` (the extra `glue`; features are tied to
+        the five genes that vary most with them in cells that have both).
     n_top_genes
         Highly variable genes.
     n_comps
         Components of each modality.
     max_epochs
-        Of totalVI and MultiVI (200 by default), iterations of scMoMaT (4,000).
+        Of totalVI and MultiVI (200 by default) and GLUE (300), iterations of scMoMaT (4,000).
     rng
         Seed.
 

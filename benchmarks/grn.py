@@ -4,7 +4,8 @@
 
 `networks`: HLA classes and the partners of CD3, CD8, CD79 genes among the nearest genes. `pathways`: Reactome sets that
 programs of genes hit at Leiden resolutions 1 to 60, beside co-expression and random programs of the same sizes.
-`targets`: early precision of networks against TRRUST, DoRothEA and ChIP-seq. `screen`: known targets of STAT1 in the
+`targets`: early precision of networks against TRRUST, DoRothEA and ChIP-seq; `all targets`: with all genes, for those
+that take them. `screen`: known targets of STAT1 in the
 difference of attention between knocked-out and control cells. `speed`: of attention networks; the last three have one
 seed. Finished runs are kept in the file and not run again.
 """

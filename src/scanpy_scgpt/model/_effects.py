@@ -8,25 +8,23 @@ parts, or what a joint regression on parts and pairs says. What to believe is de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pandas as pd
 
-from ._gram import COMPONENTS, Setting, Similarity, gram, unit_gram
+from ._gram import COMPONENTS, Setting, Similarity, unit_gram
 from ._screen import ACROSS, Conditions, OwnEffect, Screen
-from ._selection import Choice, Selection, denoised, fitted_values, surely_positive
+from ._selection import Choice, Selection, denoised, fitted_values
+from ._together import Together
 
 EFFECTS = "effects"
 ANCHORS = ("ridge", "additive", "mean")
 KINDS = ("measured", "seen elsewhere", "unseen", "combination", "combination with unseen")
 _SIGNALS, _SHARES, _ACROSS = (0.03, 0.1, 0.3, 1.0, 3.0), (0.4, 0.9), (0.0, 0.5, 1.0)
-_JOINT, _PAIRS = (0.1, 0.3, 1.0, 3.0, 10.0), (0.1, 0.3, 1.0, 3.0)
 _FEW = 4  # perturbations below which nothing is chosen
 _MOST_BLOCKS = 40  # that are left out in turn
 _LEVEL = 0.9
-_INTERACTION = 0.004  # share of the change of combinations; sums of logarithms bend a little on their own
 
 Key = tuple[tuple[str, ...], str]
 
@@ -144,29 +142,10 @@ class EffectModel:
         )
         if not len(self.pairs):
             return
-        sums = np.zeros((len(self.pairs), len(self.keys)))
-        for i, row in enumerate(self.pairs):
-            parts, context = self.keys[row]
-            for part in parts:
-                sums[i, self.singles[part, context]] += 1
-        blocks, others = [np.array([row]) for row in self.pairs], []
-        trial = Selection(self.screen, self.screen.effects.astype(np.float64), blocks, self.similarity, sums=sums)
-        plain = Setting()
-        if self.anchor == "ridge" and len(self.pairs) >= 2 * _FEW:
-            sources = [(None, 0.0), *product(self._sources(COMPONENTS), (0.5, 0.9))]
-            others = [Setting(signal=s, source=name, share=share) for (name, share), s in product(sources, _JOINT)]
-        self.joint = trial.best([plain], others)
-        if self.joint.gain > 0:
-            like = self.joint.setting
-            pairs = [
-                replace(like, pairs=pair, pair_source=name, signal=like.signal * scale)
-                for name, pair, scale in product(self._sources(COMPONENTS), _PAIRS, (1.0, 3.0))
-            ]
-            with_pairs = trial.best([plain], pairs)
-            gains = trial.gains(with_pairs, self.joint) if with_pairs.gain > 0 else np.zeros(1)
-            if surely_positive(gains):
-                self.joint, self.interacts = with_pairs, bool(gains.mean() > _INTERACTION)
-        self.left_out_[self.pairs] = trial.whole(self.joint)[self.pairs]
+        sources = self._sources(COMPONENTS) if self.anchor == "ridge" else []
+        self.together = Together(self.screen, self.singles, self.pairs, self.similarity, sources=sources, few=2 * _FEW)
+        self.joint, self.interacts = self.together.choice, self.together.interacts
+        self.left_out_[self.pairs] = self.together.left_out
 
     def _shrunk(self) -> np.ndarray:
         """What was measured, its difference to what other rows say of it freed of noise."""
@@ -277,30 +256,21 @@ class EffectModel:
             kinds = np.array(self.kinds(conditions))[several]
             several = several[kinds != KINDS[4]]  # of an unseen part the sum knows more: its features, its own effect
             some = conditions.take(several)
+            sums = np.zeros((len(several), len(self.screen.genes)))
+            for i, (x, context) in enumerate(zip(some.parts, some.contexts, strict=True)):
+                rows = [self.singles[part, context] for part in x]
+                sums[i] = self.together.values[rows].sum(axis=0)
             similarity = self._similarity(sorted({*self.screen.conditions.universe, *some.universe}))
-            known, setting = self.screen.conditions, self.joint.setting
-            found = gram(some, known, similarity, setting) @ self._weights(setting)
-            to[several] += setting.weight * (found - to[several])
-
-    def _weights(self, setting: Setting) -> np.ndarray:
-        """Of the rows in the joint regression, float64, shape `(n_rows, n_genes)`; solved once."""
-        if getattr(self, "_solved", None) is None:
-            known = self.screen.conditions
-            inner = gram(known, known, self.similarity, setting) + np.diag(self.screen.noise**setting.trust)
-            self._solved = np.linalg.solve(inner, self.screen.effects.astype(np.float64))
-        return self._solved
+            to[several] = self.together.predict(some, sums, similarity)
 
     def interactions(self, conditions: Conditions) -> np.ndarray:
         """What two parts do together beyond the sum, float32, shape `(n, n_genes)`; 0 when none was found."""
         out = np.zeros((len(conditions), len(self.screen.genes)), dtype=np.float32)
         several = np.flatnonzero([len(x) == 2 for x in conditions.parts])  # noqa: PLR2004
         if self.interacts and len(several):
-            some, setting = conditions.take(several), self.joint.setting
+            some = conditions.take(several)
             similarity = self._similarity(sorted({*self.screen.conditions.universe, *some.universe}))
-            known = self.screen.conditions
-            whole = gram(some, known, similarity, setting)
-            alone = gram(some, known, similarity, replace(setting, pairs=0.0))
-            out[several] = setting.weight * (whole - alone) @ self._weights(setting)
+            out[several] = self.together.interactions(some, similarity)
         return out
 
 

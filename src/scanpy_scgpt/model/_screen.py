@@ -152,13 +152,16 @@ class OwnEffect:
         return to
 
 
-def _level(screen: Screen, context: str, gene: int) -> float:
-    """Expression of a gene in the controls of a context, or of all when that is a new one; 0 for a table."""
+def level_of(screen: Screen, context: str) -> np.ndarray:
+    """Expression in the controls of a context, or of all when that is a new one; 0 for a table. Shape `(n_genes,)`."""
     if not screen.controls:
-        return 0.0
-    if context in screen.controls:
-        return float(screen.controls[context][gene])
-    return float(np.mean([mean[gene] for mean in screen.controls.values()]))
+        return np.zeros(len(screen.genes))
+    found = screen.controls.get(context)
+    return np.mean(list(screen.controls.values()), axis=0) if found is None else found
+
+
+def _level(screen: Screen, context: str, gene: int) -> float:
+    return float(level_of(screen, context)[gene])
 
 
 def _own(found: np.ndarray, levels: np.ndarray) -> tuple[float, float]:

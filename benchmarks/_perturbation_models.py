@@ -1,4 +1,4 @@
-"""The model as methods of the benchmark of perturbation: with and without the network, and the original recipe."""
+"""Methods of the benchmark of perturbation: the model with and without the network, the original recipe, GEARS."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from scanpy_scgpt._optional import is_installed
 from scanpy_scgpt.model import SCGPTPerturber
 
+from ._gears import gears
 from ._perturbation_tasks import Task
 
 EPOCHS, LEGACY_EPOCHS, LEGACY_CELLS = 3, 5, 100
@@ -37,4 +39,6 @@ MODELS = {
     "model, network alone": partial(predicted, anchor=None, max_epochs=EPOCHS),
     "original recipe": partial(predicted, legacy=True, max_epochs=LEGACY_EPOCHS, per_epoch=LEGACY_CELLS),
 }
+if is_installed("gears"):
+    MODELS["GEARS"] = gears
 SLOW = tuple(one for one in MODELS if one != "model")  # they train a network for each split

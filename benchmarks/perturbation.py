@@ -42,7 +42,7 @@ SHOWN = (
 HEADLINE = ("pearson_delta", "discrimination")
 CEILING = "half-split ceiling"
 
-Method = Callable[[Task], pd.DataFrame]
+Method = Callable[[Task], pd.DataFrame | None]  # None: not for such a task
 MODELS: dict[str, Method] = {**_perturbation_models.MODELS}
 """Methods beside the simple ones, by name."""
 
@@ -54,7 +54,8 @@ def simple(task: Task) -> dict[str, pd.DataFrame]:
 
 def predictions(task: Task, models: list[str]) -> dict[str, pd.DataFrame]:
     """What each method predicts, in the order of the table."""
-    return {**simple(task), **{name: MODELS[name](task) for name in models}}
+    found = {name: MODELS[name](task) for name in models}
+    return {**simple(task), **{name: table for name, table in found.items() if table is not None}}
 
 
 def score(task: Task, predicted: dict[str, pd.DataFrame]) -> metrics.PerturbationScores:

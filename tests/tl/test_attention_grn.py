@@ -234,3 +234,11 @@ def test_overlap_of_a_source_and_what_it_refuses(compared, screen):
     tl.attention_network(screen, genes=20, matrices=False, **FAST)
     with pytest.raises(ValueError, match="matrices=True"):
         tl.target_overlap(screen, ["JAK2"], source=str(screen.uns["scgpt_grn"]["source"][0]))
+
+
+def test_tl_grn_leads_here(screen, compared):
+    given = {"groupby": "ko", "contrast": ("STAT1", "control"), "tfs": ["STAT1"], "n_targets": None}
+    tl.grn(screen, method="attention", **given, **FAST)
+    pd.testing.assert_frame_equal(screen.uns["scgpt_grn"], compared.uns["scgpt_grn"])
+    with pytest.raises((TypeError, ValueError), match="n_permutations"):
+        tl.grn(screen, n_permutations=50)

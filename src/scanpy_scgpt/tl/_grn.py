@@ -137,8 +137,8 @@ def grn(
     common |= {"device": device, "key_added": key_added, "rng": rng, "copy": copy, "min_cells": min_cells}
     if method == "attention":
         alone = {"groups": groups, "threshold": threshold, "n_neighbors": n_neighbors, "center": center}
-        told = {name: value for name, value in {**common, **alone, **kwargs}.items() if value is not None}
-        return attention_network(adata, model, **told)  # what was not given is left to it
+        told = {name: value for name, value in {**common, **alone}.items() if value is not None}
+        return attention_network(adata, model, **told, **kwargs)  # what was not given is left to it
     if kwargs:
         msg = f"method='embedding' takes no {next(iter(kwargs))!r}; that is for method='attention'."
         raise TypeError(msg)

@@ -155,6 +155,7 @@ def confusion(
         _, ax = plt.subplots(figsize=(width + 3.6, height + 2.4), layout="constrained")
     style = {"cmap": "Blues", "aspect": "equal", "vmin": 0, **({"vmax": 1} if normalize else {})}
     norm = {"vmin": None, "vmax": None} if "norm" in kwargs else {}
+    ax.grid(visible=False)
     image = ax.imshow(values.to_numpy(), **{**style, **norm, **kwargs})
     if written:
         write = _share if normalize else "{:,}".format

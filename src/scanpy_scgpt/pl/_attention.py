@@ -129,6 +129,7 @@ def attention_difference(
         ax_, given = ax, True
     most = float(np.nanmax(np.abs(weights))) if len(genes) > 1 else 1.0
     limits = {"vmin": -most, "vmax": most, "cmap": "RdBu_r"} if between else {"cmap": "viridis"}
+    ax_.grid(visible=False)
     image = ax_.imshow(weights, **limits)
     ax_.set_xticks(range(len(genes)), genes, rotation=90, fontsize=8)
     ax_.set_yticks(range(len(genes)), genes, fontsize=8)

@@ -14,7 +14,7 @@ import torch
 from scanpy_scgpt import baselines, metrics
 from scanpy_scgpt._optional import is_installed
 from scanpy_scgpt.baselines._glue import guidance
-from scanpy_scgpt.baselines._modalities import _Task
+from scanpy_scgpt.baselines._modal_task import Task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning"),  # of mudata, of its next release
@@ -70,7 +70,7 @@ def test_simple_imputation(mosaic, parts):
 
 
 def test_features_are_tied_to_the_genes_that_vary_with_them(mosaic):
-    task = _Task(mosaic, None, 300, 10, 0)
+    task = Task(mosaic, None, 300, 10, 0)
     parts = {
         kind: anndata.AnnData(np.zeros((1, len(names))), var=pd.DataFrame(index=[f"{kind}:{x}" for x in names]))
         for kind, names in task.features.items()

@@ -102,3 +102,9 @@ def test_bad_input():
         perturbation_splits(parsed(GENES), kind="covariate", covariate=["a", "b"])
     with pytest.raises(ValueError, match="covariate has one level, 'a'"):
         perturbation_splits(parsed(GENES), kind="covariate", covariate=["a"] * 56)
+
+
+def test_impossible_numbers_are_refused():
+    for given, text in (({"n_splits": 1}, "n_splits=1"), ({"valid_share": 1.5}, "valid_share=1.5")):
+        with pytest.raises(ValueError, match=text):
+            perturbation_splits(parsed(GENES), **given)

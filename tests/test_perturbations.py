@@ -194,3 +194,13 @@ def test_real_stimuli_and_tables(data_dir):
     assert len(modes.conditions) == 307
     assert modes.conditions[:2] == ("ACTB CRISPRa", "ACTB CRISPRi")
     table.file.close()
+
+
+def test_controls_in_capitals_and_numbers_are_no_genes():
+    found = parse_perturbations(pd.Series(["non-targeting", "WT", "STAT1"]), genes=["STAT1", "STAT2"])
+    assert found.spellings.set_index("spelling").loc["WT", "kind"] == "stimulus"
+    assert "control=" in found.spellings.set_index("spelling").loc["WT", "note"]
+    for name in ("NO-TARGET", "EGFP", "ROSA26", "mCherry"):
+        assert parse_perturbations(pd.Series([name, "STAT1"]), genes=["STAT1"]).conditions == ("STAT1",)
+    assert parse_perturbations(pd.Series([0, 1, 2]), control=0).conditions == ("1", "2")
+    assert parse_perturbations(pd.Series([0.0, 1.5]), control=0).conditions == ("1.5",)

@@ -244,12 +244,15 @@ def _candidates(adata: AnnData, *, use_raw: bool | None) -> Iterator[CountSource
         yield CountSource("raw.X", adata.raw.X, adata.raw.var)
 
 
-def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | None = None) -> CountSource:
+def choose_counts(
+    adata: AnnData, *, layer: str | None = None, use_raw: bool | None = None, as_values: bool = False
+) -> CountSource:
     """Find the counts of an AnnData.
 
     Order of truth: `layer` if given; `raw.X` if `use_raw`; else `layers['counts']`, `X` if it looks like counts,
     `raw.X` if that does, `X` if it has no negative value (bins are ranks, so log-normalised values give nearly the
-    same tokens). `use_raw=False` leaves `raw.X` out.
+    same tokens). `use_raw=False` leaves `raw.X` out. `as_values`: values are used and not binned, by a function without
+    `use_raw`; notes and advice say so.
 
     Raises
     ------
@@ -267,7 +270,7 @@ def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | N
             msg = f"There is no layer {layer!r}. Layers: {listed}. Leave layer out to use X."
             raise KeyError(msg)
         chosen = CountSource(f"layers[{layer!r}]", adata.layers[layer], adata.var)
-        return _accepted(chosen, [])
+        return _accepted(chosen, [], as_values=as_values)
     if use_raw:
         if adata.raw is None:
             msg = "use_raw=True, but adata.raw is None. Leave use_raw out to use X."
@@ -276,20 +279,22 @@ def choose_counts(adata: AnnData, *, layer: str | None = None, use_raw: bool | N
     seen: list[CountSource] = []
     for source in _candidates(adata, use_raw=use_raw):
         if source.where == "layers['counts']" or source.seen.is_counts:
-            return _accepted(source, [])
+            return _accepted(source, [], as_values=as_values)
         seen.append(source)
     if not seen:
         msg = "adata has no matrix: X is None, and there is no layer 'counts'. Name the layer with them: layer='...'."
         raise ValueError(msg)
-    return _accepted(seen[0], [other for other in seen[1:] if other.seen.n_bad == 0 and other.seen.minimum >= 0])
+    others = [other for other in seen[1:] if other.seen.n_bad == 0 and other.seen.minimum >= 0]
+    return _accepted(seen[0], others, as_values=as_values)
 
 
-def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:
+def _accepted(source: CountSource, others: list[CountSource], *, as_values: bool = False) -> CountSource:
     seen = source.seen
     try:
         source._refuse(seen)
     except ValueError as error:
-        advice = [f"use_raw=True ({o.where} has {o.kind()})" for o in others if o.where == "raw.X"]
+        line = "adata.raw.to_adata()" if as_values else "use_raw=True"
+        advice = [f"{line} ({o.where} has {o.kind()})" for o in others if o.where == "raw.X"]
         hint = f" Pass {advice[0]}." if advice else " Name a layer with counts: layer='...'."
         msg = f"{error}{hint if seen.n_negative else ''}"
         raise _refusal(msg, **error.no_counts) from None
@@ -298,8 +303,11 @@ def _accepted(source: CountSource, others: list[CountSource]) -> CountSource:
         logger.warning(advice)
     if not source.seen.is_counts:
         logger.info(
-            "note: %s holds %s; bins are ranks inside a cell, so the tokens are nearly those of the counts.",
+            "note: %s holds %s; %s.",
             source.where,
             source.kind(),
+            "they are used as they are"
+            if as_values
+            else "bins are ranks inside a cell, so the tokens are nearly those of the counts",
         )
     return source

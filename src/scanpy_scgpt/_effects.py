@@ -144,7 +144,7 @@ def pseudobulk_effects(
     columns = [covariate] if isinstance(covariate, str) else list(covariate or ())
     for key in (*columns, *([] if size_key is None else [size_key])):
         check_key(adata.obs, key, where="adata.obs")
-    source = choose_counts(adata, layer=layer)
+    source = choose_counts(adata, layer=layer, as_values=True)
     genes = _unique(source.var.index)
     levels, n_levels = np.zeros(adata.n_obs, dtype=np.int64), 1
     if columns:
@@ -171,6 +171,12 @@ def normalised_rows(source: CountSource, start: int, stop: int, sizes: np.ndarra
     """Log-normalised values of some rows; values that are logged already as they are."""
     block = source.rows(start, stop).astype(np.float64)
     if source.kind() == "log-normalised values":
+        if sizes is not None:
+            msg = (
+                f"{source.where} holds log-normalised values, which size_key cannot scale any more. "
+                "Give the counts, layer='counts', or leave size_key out."
+            )
+            raise ValueError(msg)
         return block
     total = np.asarray(block.sum(axis=1)).ravel() if sizes is None else sizes[start:stop]
     scale = np.divide(TARGET_SUM, total, out=np.zeros_like(total), where=total > 0)

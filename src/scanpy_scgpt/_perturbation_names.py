@@ -11,8 +11,8 @@ MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "unassigned", "unknown", "m
 # Without case and separators; a number may follow. The second set counts only where the column has none of the first.
 CONTROLS = re.compile(
     r"(?:(?:crispr[iako]*|sg|k562|rpe1|a549)?"
-    r"(?:ctrl|controls?|nontarget(?:ing|s)?(?:control|ctrl)?|nt|ntc|ntg|neg(?:ative)?(?:ctrl|control)|negctrl|"
-    r"scrambled?|safe(?:target(?:ing)?|harbou?r)?|aavs1|lacz|gfp|luciferase|intergenic))"
+    r"(?:ctrl|controls?|no(?:n)?target(?:ing|s)?(?:control|ctrl)?|nt|ntc|ntg|neg(?:ative)?(?:ctrl|control)|neg|"
+    r"scrambled?|safe(?:target(?:ing)?|harbou?r)?|aavs1|rosa26|lacz|e?gfp|mcherry|luciferase|intergenic))"
     r"(?:(?:sg|g|guide|grna|sgrna)?\d+)*"
 )
 QUIET = frozenset({

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -135,7 +135,7 @@ def parse_perturbations(
         Without a control, without a condition, or when `control` or `targets` names a spelling that the column lacks.
     """
     codes, uniques = pd.factorize(pd.Series(column).astype(object), use_na_sentinel=True)
-    names = [str(value) for value in uniques]
+    names = [_text(value) for value in uniques]
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
     controls = _controls(names, control, needed=needs_control)
     measured = frozenset(map(str, genes if genes is not None else ()))
@@ -151,17 +151,27 @@ def parse_perturbations(
     return _assemble(codes, read, conditions, table, needs_control=needs_control)
 
 
+def _text(value: object) -> str:
+    """A value of the column as text; 0.0 is 0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _read(grammar: Grammar, name: str) -> Spelled:
     found = grammar.read(name)
-    if found.kind == "stimulus" and (is_control(name) or plain(name) in QUIET):
-        return replace(found, notes=("could be a control: name it in control=",))
+    if (
+        name not in grammar.genes
+        and found.kind in {"single", "stimulus"}
+        and (is_control(name) or plain(name) in QUIET)
+    ):
+        return Spelled("stimulus", (), (name,), notes=("could be a control: name it in control=",))
     return found
 
 
 def _controls(names: list[str], control: str | Sequence[str] | None, *, needed: bool) -> set[str]:
     """Spellings of the control."""
     if control is not None:
-        wanted = [control] if isinstance(control, str) else list(control)
+        single = isinstance(control, str) or not isinstance(control, Iterable)
+        wanted = [_text(one) for one in ([control] if single else control)]
         for name in wanted:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

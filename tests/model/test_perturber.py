@@ -175,3 +175,13 @@ def test_sets_of_genes_are_features():
     assert isinstance(table, pd.DataFrame)
     assert table.loc["X", "b"] == 0
     assert table.loc["Y", "a"] > table.loc["Y", "b"] > 0
+
+
+def test_a_table_of_the_user_with_the_name_of_ours_is_saved(cells, tmp_path):
+    rng = np.random.default_rng(0)
+    mine = pd.DataFrame(rng.normal(size=(299, 5)).astype(np.float32), index=cells.var_names)
+    made = SCGPTPerturber(cells, "perturbation", features={"knowledge": mine})
+    made.save(tmp_path / "saved")
+    pd.testing.assert_frame_equal(
+        SCGPTPerturber.load(tmp_path / "saved").features_["knowledge"], mine, check_names=False, check_column_type=False
+    )

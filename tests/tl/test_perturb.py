@@ -169,3 +169,86 @@ def test_bad_input_of_the_search(cells, model, data_dir):
     moved = ad.AnnData(np.abs(table.X), obs=table.obs, var=table.var)
     with pytest.raises(ValueError, match="the state to start from must be named"):
         tl.reverse_perturb(moved, of_table, target="PTEN", groupby="perturbation")
+
+
+def test_a_name_is_not_read_letter_by_letter(cells, model):
+    found = tl.perturb(cells, predict="TYK2", model=model)
+    assert found.obs["condition"][-1:].tolist() == ["TYK2"]
+    assert list(tl.reverse_perturb(cells, model, target="STAT1", groupby="perturbation", candidates="STAT1").index) == [
+        "STAT1"
+    ]
+    with pytest.raises(ValueError, match="there are 1, and a space needs two"):
+        tl.perturb_space(model, "STAT1")
+
+
+def test_candidates_count_once_and_rankings_are_taken_as_they_are(cells, model):
+    given = {"target": "STAT1", "groupby": "perturbation"}
+    table = tl.reverse_perturb(cells, model, candidates=["STAT1", "STAT1+ctrl", "IRF1", "STAT1"], **given)
+    assert sorted(table.index) == ["IRF1", "STAT1"]
+    assert table["chance_top"].tolist() == [0.5, 1.0]
+    assert tl.hit_rates({"STAT1": table}, ks=[1])["hits"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="There is no ranking"):
+        tl.hit_rates({})
+    with pytest.raises(ValueError, match="candidates is empty"):
+        tl.reverse_perturb(cells, model, candidates=[], **given)
+    with pytest.raises(ValueError, match="no shift between a group and itself"):
+        tl.reverse_perturb(cells, model, source="STAT1", **given)
+    with pytest.raises(ValueError, match="context=.typo."):
+        tl.reverse_perturb(cells, model, context="typo", **given)
+
+
+def test_a_saved_model_is_taken_by_its_folder_and_cells_are_its_own(cells, model, result, tmp_path):
+    model.save(tmp_path / "saved")
+    again = tl.perturb(cells, predict=["TYK2"], model=tmp_path / "saved")
+    np.testing.assert_allclose(again["TYK2"].layers["delta"], result["TYK2"].layers["delta"], atol=1e-6)
+    other = cells[::-1, ::-1][:50].copy()
+    first, second = (
+        tl.perturb(x, predict=["TYK2"], model=model, n_cells=2).uns["scgpt"]["perturb"]["cells"] for x in (cells, other)
+    )
+    assert (first != second).nnz == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        model.save(tmp_path / "mine", overwrite=True)
+
+
+def test_two_ways_to_change_a_gene_are_not_mixed(cells):
+    mixed = cells.copy()
+    names = mixed.obs["perturbation"].astype(str).to_numpy()
+    names = np.where(names == "STAT1", "STAT1_CRISPRi", np.where(names == "JAK2", "STAT1_CRISPRa", names))
+    mixed.obs["perturbation"] = names
+    with pytest.raises(ValueError, match="'STAT1 CRISPRa' and 'STAT1 CRISPRi', two ways"):
+        tl.perturb(mixed)
+    mixed.obs["way"] = np.where(names == "STAT1_CRISPRa", "activation", "interference")
+    mixed.obs.loc[mixed.obs_names[names == "control"][::2], "way"] = "activation"
+    found = tl.perturb(mixed, context_key="way")
+    rows = found.obs["targets"] == "STAT1"
+    assert set(found.obs.loc[rows, "condition"]) == {"STAT1"}
+    assert set(found.obs.loc[rows & (found.obs["kind"] == "measured"), "context"]) == {"activation", "interference"}
+
+
+def test_a_cytokine_can_be_told_from_a_knock_out(cells):
+    renamed = cells.copy()
+    renamed.obs["perturbation"] = renamed.obs["perturbation"].astype(str).replace({"STAT2": "IL6"})
+    assert tl.perturb(renamed).obs.loc["IL6", "targets"] == "IL6"
+    found = tl.perturb(renamed, targets={"IL6": ()})
+    assert not found.obs.loc["IL6", "target_measured"]
+    assert tl.perturb(cells, targets={"STAT2": ()}).obs.loc["STAT2", "targets"] == "STAT2"
+
+
+def test_values_that_are_logged_say_so_and_take_no_sizes(cells, caplog):
+    import scanpy as sc
+
+    logged = cells.copy()
+    logged.X = logged.X.astype(np.float32)
+    logged.obs["size"] = np.asarray(logged.X.sum(axis=1)).ravel()
+    logged.raw = logged
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged)
+    del logged.raw
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.perturb(logged)
+    assert "they are used as they are" in caplog.text
+    assert "bins" not in caplog.text
+    with pytest.raises(ValueError, match="size_key cannot scale any more"):
+        tl.perturb(logged, size_key="size")

@@ -77,7 +77,7 @@ def cell_eval_pair(
             f"No condition of predicted ({first}, ...) has cells. Name them as pp.parse_perturbations(...).conditions."
         )
         raise ValueError(msg)
-    source = choose_counts(adata, layer=layer)
+    source = choose_counts(adata, layer=layer, as_values=True)
     places = pd.Index(source.var.index.astype(str)).get_indexer(predicted.columns)
     if (places < 0).any():
         msg = f"predicted has the gene {predicted.columns[int(np.argmax(places < 0))]!r}, which is none of adata."

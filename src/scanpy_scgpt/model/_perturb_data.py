@@ -36,7 +36,7 @@ class Source:
 
     Attributes
     ----------
-    perturbation_key, control, context_key, batch_key, layer, size_key, p_layer
+    perturbation_key, control, context_key, batch_key, layer, size_key, p_layer, targets
         As in :class:`SCGPTPerturber`.
     """
 
@@ -47,6 +47,7 @@ class Source:
     layer: str | None = None
     size_key: str | None = None
     p_layer: str | None = None
+    targets: Mapping[str, Sequence[str]] | None = None
 
     def check(self, adata: AnnData) -> None:
         """Columns must be there."""
@@ -88,7 +89,9 @@ def read_screen(adata: AnnData, source: Source) -> ReadScreen:
         contexts = adata.obs[source.context_key].astype(str).to_numpy(dtype=object)
     column = adata.obs[source.perturbation_key]
     is_table = _is_table(adata, column, contexts)
-    found = parse_perturbations(column, control=source.control, genes=adata.var_names, needs_control=not is_table)
+    given = {"control": source.control, "genes": adata.var_names, "targets": source.targets}
+    found = parse_perturbations(column, needs_control=not is_table, **given)
+    parts = _parts(found)
     pieces: list[tuple[str, Effects]] = []
     for context in dict.fromkeys(contexts[found.codes >= 0]):
         inside = contexts == context
@@ -99,16 +102,41 @@ def read_screen(adata: AnnData, source: Source) -> ReadScreen:
                 f"Leave it out: adata[adata.obs[{source.context_key!r}] != {context!r}]."
             )
             raise ValueError(msg)
+        _check_one_way(found, codes, parts, source)
         pieces.append((str(context), _effects(adata, replace(found, codes=codes.astype(np.int32)), source, is_table)))
-    targets = dict(zip(found.conditions, found.targets, strict=True))
-    parts = {name: tuple(sorted(targets[name])) or (name,) for name in found.conditions}
     screen = joined(pieces, parts, tables=is_table)
     if not is_table:
         screen = _with_lone_controls(adata, screen, found, contexts, source)
     alone = [name for name, n in found.n_cells.items() if n == 1]
     if alone and not is_table:
         logger.warning("warning: perturbations of one cell say next to nothing: %s.", ", ".join(alone[:8]))
-    return ReadScreen(screen, found, contexts, is_table, {parts[name]: name for name in found.conditions})
+    names: dict[tuple[str, ...], str] = {}
+    for name in found.conditions:  # of a gene that contexts change in several ways the plain name
+        names[parts[name]] = name if parts[name] not in names else "+".join(parts[name])
+    return ReadScreen(screen, found, contexts, is_table, names)
+
+
+def _parts(found: Perturbations) -> dict[str, tuple[str, ...]]:
+    """Genes of each condition; the condition itself where it has none."""
+    return {name: tuple(sorted(x)) or (name,) for name, x in zip(found.conditions, found.targets, strict=True)}
+
+
+def _check_one_way(
+    found: Perturbations, codes: np.ndarray, parts: Mapping[str, tuple[str, ...]], source: Source
+) -> None:
+    """A gene may be changed in one way in a context: what CRISPRi and CRISPRa do is not the same."""
+    seen: dict[tuple[str, ...], str] = {}
+    for i in np.unique(codes[codes >= 0]):
+        name = found.conditions[i]
+        if parts[name] in seen:
+            key = source.perturbation_key
+            msg = (
+                f"obs[{key!r}] has {seen[parts[name]]!r} and {name!r}, two ways to change the same gene, whose effects "
+                "are not the same. Give the way in a column of its own, with controls of each: context_key='way'; or "
+                f"leave one out: adata[adata.obs[{key!r}] != ...]."
+            )
+            raise ValueError(msg)
+        seen[parts[name]] = name
 
 
 def _with_lone_controls(
@@ -197,7 +225,7 @@ def values_of(
     adata: AnnData, rows: np.ndarray, source: Source, *, most: int | None = None, rng: int = 0
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Log-normalised values of some cells, CSR float32, and their rows in the object."""
-    counts = choose_counts(adata, layer=source.layer)
+    counts = choose_counts(adata, layer=source.layer, as_values=True)
     if most is not None and len(rows) > most:
         rows = np.sort(np.random.default_rng([rng, 51]).permutation(rows)[:most])
     sizes = None if source.size_key is None else adata.obs[source.size_key].to_numpy(dtype=np.float64)

@@ -34,8 +34,11 @@ def write_perturber(model: Any, folder: str | os.PathLike[str], *, overwrite: bo
     if path.exists() and not overwrite:
         msg = f"{path} exists. Choose another folder, or replace it: overwrite=True."
         raise FileExistsError(msg)
+    if path.is_file() or (path.is_dir() and not (path / FACTS).is_file() and any(path.iterdir())):
+        msg = f"{path} holds something else than a perturber, and is not replaced. Choose another folder."
+        raise FileExistsError(msg)
     path.mkdir(parents=True, exist_ok=True)
-    screen = model.screen_
+    screen, shipped = model.screen_, _shipped(model.features_)
     arrays = {"effects": screen.effects, "n_cells": screen.n_cells}
     arrays |= {f"control/{name}": x for name, x in screen.controls.items()}
     if screen.errors is not None:
@@ -54,9 +57,11 @@ def write_perturber(model: Any, folder: str | os.PathLike[str], *, overwrite: bo
         "contexts": list(screen.conditions.contexts),
         "names": [[list(parts), name] for parts, name in model.names_.items()],
         "features": {
-            name: list(map(str, table.index)) for name, table in model.features_.items() if name != _KNOWLEDGE
+            name: list(map(str, table.index))
+            for name, table in model.features_.items()
+            if not (shipped and name == _KNOWLEDGE)
         },
-        "knowledge": _KNOWLEDGE in model.features_,
+        "knowledge": shipped,
         "network_weight": model.network_weight_,
         "networks": [asdict(network.settings) for network in model.networks_],
     }
@@ -71,6 +76,11 @@ def write_perturber(model: Any, folder: str | os.PathLike[str], *, overwrite: bo
         facts["cells"] = [[context, batch] for _, context, batch in where]
     save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path / ARRAYS)
     (path / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def _shipped(features: dict[str, pd.DataFrame]) -> bool:
+    """Whether gene knowledge is among the features; a table of the user may have its name."""
+    return _KNOWLEDGE in features and features[_KNOWLEDGE].equals(gene_features())
 
 
 def read_perturber(cls: type[P], folder: str | os.PathLike[str]) -> P:

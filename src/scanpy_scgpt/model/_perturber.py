@@ -65,6 +65,9 @@ class SCGPTPerturber(PerturbTraining):
         Column of `.obs`: cells are compared with controls of their own batch.
     layer, size_key, p_layer
         Layer of the counts; column with the counts of the whole transcriptome; of a table the layer of -log10 p.
+    targets
+        Genes of spellings that the rules read otherwise, such as `{"IFNG": ()}` for a stimulus, as in
+        :func:`scanpy_scgpt.pp.parse_perturbations`.
     model
         Checkpoint of the network and of the gene vectors, as in :func:`scanpy_scgpt.tl.embed`.
     anchor
@@ -101,6 +104,7 @@ class SCGPTPerturber(PerturbTraining):
         layer: str | None = None,
         size_key: str | None = None,
         p_layer: str | None = None,
+        targets: Mapping[str, Sequence[str]] | None = None,
         model: str | os.PathLike[str] | Checkpoint | None = None,
         anchor: str | None = "ridge",
         features: Sequence[str] | Mapping[str, pd.DataFrame] = SOURCES,
@@ -109,7 +113,7 @@ class SCGPTPerturber(PerturbTraining):
         rng: int = 0,
     ) -> None:
         check_one_of(anchor, (*ANCHORS, None), name="anchor")
-        self.source_ = Source(perturbation_key, control, context_key, batch_key, layer, size_key, p_layer)
+        self.source_ = Source(perturbation_key, control, context_key, batch_key, layer, size_key, p_layer, targets)
         self.anchor_, self.legacy_, self.rng_ = (None if legacy else anchor), legacy, rng
         read = read_screen(adata, self.source_)
         self._adata, self._read = adata, read
@@ -187,6 +191,9 @@ class SCGPTPerturber(PerturbTraining):
         contexts
             Contexts; all of the screen by default.
         """
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        for context in contexts or ():
+            check_one_of(context, self.contexts_, name="a context")
         named = {name: parts for parts, name in self.names_.items()}
         parts = []
         for one in wanted:
@@ -249,9 +256,9 @@ class SCGPTPerturber(PerturbTraining):
         anchor = self.effects_ or EffectModel(self.screen_, {}, anchor="mean")
         return anchor.kinds(conditions)
 
-    def control_cells(self, adata: AnnData) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """Log-normalised values of the control cells, CSR, and their contexts."""
-        values, rows = control_values(adata, self._read, self.source_)
+    def control_cells(self) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Log-normalised values of the control cells that it was made from, CSR, and their contexts."""
+        values, rows = control_values(self._adata, self._read, self.source_)
         return values, self._read.contexts[rows]
 
     def record(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def perturb_effect(
     *,
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] | None = None,
+    targets: Mapping[str, Sequence[str]] | None = None,
     genes: Sequence[str] | None = None,
     n_genes: int = 20,
     layer: str | None = None,
@@ -54,8 +55,8 @@ def perturb_effect(
         Name of the condition, as :func:`scanpy_scgpt.pp.parse_perturbations` spells it.
     perturbation_key
         Column of `.obs` with the perturbations.
-    control
-        Spelling of the control, as in :func:`scanpy_scgpt.pp.parse_perturbations`.
+    control, targets
+        Spelling of the control, and genes of spellings, as in :func:`scanpy_scgpt.pp.parse_perturbations`.
     genes
         Genes to draw; by default those with the largest absolute t of perturbed against control cells.
     n_genes
@@ -83,16 +84,17 @@ def perturb_effect(
     check_anndata(adata, function="pl.perturb_effect")
     check_key(adata.obs, perturbation_key, where="adata.obs")
     tables = predicted if isinstance(predicted, Mapping) else {"predicted": predicted}
-    found = parse_perturbations(adata.obs[perturbation_key], control=control, genes=adata.var_names)
+    given = {"control": control, "targets": targets}
+    found = parse_perturbations(adata.obs[perturbation_key], genes=adata.var_names, **given)
     check_one_of(condition, found.conditions, name="condition")
-    drawn, values, targets = _observed(adata, found, condition, genes, n_genes, layer, size_key)
+    drawn, values, own = _observed(adata, found, condition, genes, n_genes, layer, size_key)
     marks = {name: _marks(table, condition, drawn, name) for name, table in tables.items()}
-    given = ax is not None
+    drawn_into = ax is not None
     if ax is None:
         _, ax = plt.subplots(figsize=(max(0.42 * len(drawn) + 1.5, 4), 3.8), layout="constrained")
-    _draw(ax, drawn, values, marks, targets)
+    _draw(ax, drawn, values, marks, own)
     ax.set(title=f"{condition}: {values.shape[0]:,} cells", ylabel="difference to the control")
-    if show or (show is None and not given):
+    if show or (show is None and not drawn_into):
         plt.show()
         return None
     return ax
@@ -116,7 +118,7 @@ def _observed(
             f"genes: {drawn[int(np.argmax(places < 0))]!r} is none of the genes of adata. Choose from adata.var_names."
         )
         raise KeyError(msg)
-    source = choose_counts(part, layer=layer)
+    source = choose_counts(part, layer=layer, as_values=True)
     sizes = None if size_key is None else part.obs[size_key].to_numpy(dtype=np.float64)
     logged = normalised_rows(source, 0, part.n_obs, sizes)[few.codes == code]
     cells = np.random.default_rng(0).permutation(logged.shape[0])[:_MOST]

@@ -36,6 +36,7 @@ def perturb(
     layer: str | None = None,
     size_key: str | None = None,
     p_layer: str | None = None,
+    targets: Mapping[str, Sequence[str]] | None = None,
     model: str | os.PathLike[str] | Checkpoint | SCGPTPerturber | None = None,
     anchor: str | None = "ridge",
     features: Sequence[str] | Mapping[str, pd.DataFrame] = ("network", "knowledge", "coexpression"),
@@ -73,9 +74,11 @@ def perturb(
         Column of `.obs`: cells are compared with controls of their own batch.
     layer, size_key, p_layer
         Layer with the counts; column with the counts of the whole transcriptome; of a table the layer of -log10 p.
+    targets
+        Genes of spellings that would be read otherwise: `{"IFNG": ()}` where it is a cytokine and no knock-out.
     model
-        Checkpoint of the network and of the gene vectors; or a trained :class:`scanpy_scgpt.model.SCGPTPerturber`:
-        then `adata` gives no effects, and only `predict` counts.
+        Checkpoint of the network and of the gene vectors; or a trained :class:`scanpy_scgpt.model.SCGPTPerturber`, or
+        the folder of one: then `adata` and all that is said of it go unused, and only `predict` and `n_cells` count.
     anchor
         `"ridge"`, `"additive"`, `"mean"`, or `None` for the network alone.
     features
@@ -137,10 +140,15 @@ def perturb(
     if save is not None and os.path.exists(save) and not overwrite:  # noqa: PTH110
         msg = f"{save} exists. Choose another folder, or replace it: overwrite=True."
         raise FileExistsError(msg)
+    if isinstance(model, (str, os.PathLike)) and os.path.isfile(os.path.join(model, "perturber.json")):  # noqa: PTH113, PTH118
+        model = SCGPTPerturber.load(model)
     trained = model if isinstance(model, SCGPTPerturber) else None
+    if n_cells < 0:
+        msg = f"n_cells={n_cells!r}: cells to write for each row, 0 or more."
+        raise ValueError(msg)
     if trained is None:
         columns = {"control": control, "context_key": context_key, "batch_key": batch_key}
-        where = {"layer": layer, "size_key": size_key, "p_layer": p_layer}
+        where = {"layer": layer, "size_key": size_key, "p_layer": p_layer, "targets": targets}
         settings = {"anchor": anchor, "features": features, "gene_sets": gene_sets, "legacy": legacy, "rng": seed}
         trained = SCGPTPerturber(adata, perturbation_key, model=model, **columns, **where, **settings)
         if max_epochs or anchor is None or legacy:
@@ -149,7 +157,7 @@ def perturb(
         trained.save(save, overwrite=overwrite)
     result = predictions(trained, predict)
     if n_cells:
-        result.uns[UNS][PERTURB.uns]["cells"] = _cells(trained, adata, result, n_cells, seed)
+        result.uns[UNS][PERTURB.uns]["cells"] = _cells(trained, result, n_cells, seed)
     _receipt(result, time.perf_counter() - started)
     return result
 
@@ -160,7 +168,7 @@ def predictions(model: SCGPTPerturber, wanted: Sequence[str | Sequence[str]]) ->
 
     from scanpy_scgpt.model import Conditions
 
-    asked = model.conditions(list(wanted)) if len(wanted) else model.screen_.conditions.take([])
+    asked = model.conditions(wanted) if len(wanted) else model.screen_.conditions.take([])
     known = model.screen_.conditions
     there = {(x, context) for x, context in zip(known.parts, known.contexts, strict=True)}
     pairs = [x for x in zip(asked.parts, asked.contexts, strict=True) if x not in there]
@@ -215,7 +223,7 @@ def _ratio(predicted: np.ndarray, measured: np.ndarray) -> float:
     return float(predicted.var(axis=0).sum() / max(float(measured.var(axis=0).sum()), 1e-12))
 
 
-def _cells(model: SCGPTPerturber, adata: AnnData, result: AnnData, n_cells: int, seed: int) -> Any:
+def _cells(model: SCGPTPerturber, result: AnnData, n_cells: int, seed: int) -> Any:
     """Control cells, each moved by the change of its row; what falls below 0 becomes 0."""
     from scipy import sparse
 
@@ -224,7 +232,7 @@ def _cells(model: SCGPTPerturber, adata: AnnData, result: AnnData, n_cells: int,
             f"n_cells={n_cells}: cells are made from control cells, and a table or a loaded model has none: n_cells=0."
         )
         raise ValueError(msg)
-    values, contexts = model.control_cells(adata)
+    values, contexts = model.control_cells()
     rng, blocks = np.random.default_rng([seed, 71]), []
     for row, context in enumerate(result.obs["context"]):
         own = np.flatnonzero(contexts == context)

@@ -83,7 +83,9 @@ def perturb_space(
         For fewer than two genes, a gene twice, or another order than 1 and 2.
     """
     started, seed = time.perf_counter(), seed_of(rng) % 2**31
-    chosen = list(model.screen_.conditions.universe) if genes is None else list(genes)
+    chosen = (
+        list(model.screen_.conditions.universe) if genes is None else [genes] if isinstance(genes, str) else [*genes]
+    )
     _check(chosen, max_order)
     wanted = [(gene,) for gene in sorted(chosen)]
     if max_order > 1:
@@ -122,7 +124,7 @@ def space_changes(adata: AnnData, rows: Sequence[str] | None = None) -> pd.DataF
     Changes, float32, perturbations x genes.
     """
     record = adata.uns[UNS][PERTURB.space]
-    some = adata if rows is None else adata[list(rows)]
+    some = adata if rows is None else adata[[rows] if isinstance(rows, str) else list(rows)]
     values = np.asarray(some.X) @ np.asarray(adata.varm["loadings"]) + np.asarray(record["mean"])
     return pd.DataFrame(values.astype(np.float32), index=some.obs_names, columns=list(record["genes"]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from typing import TYPE_CHECKING
 
@@ -97,17 +97,25 @@ def reverse_perturb(
     check_one_of(method, METHODS, name="method")
     check_key(adata.obs, groupby, where="adata.obs")
     seed = seed_of(rng) % 2**31
+    if n_neighbors < 1 or (source is not None and source == target):
+        msg = (
+            f"n_neighbors={n_neighbors!r}: give 1 or more."
+            if n_neighbors < 1
+            else f"source and target are both {target!r}: there is no shift between a group and itself."
+        )
+        raise ValueError(msg)
     columns = _columns(adata, model)
     where = {"layer": layer, "size_key": size_key}
     cells = _values(adata, _rows(adata, groupby, target, "target"), columns, **where)
     context = model.contexts_[0] if context is None else context
+    check_one_of(context, model.contexts_, name="context")
     start = model.screen_.controls.get(context)
     if source is not None:
         start = _values(adata, _rows(adata, groupby, source, "source"), columns, **where).mean(axis=0)
     if start is None:
         msg = "The screen is a table without controls, so the state to start from must be named: source='...'."
         raise ValueError(msg)
-    conditions = model.conditions(_candidates(model) if candidates is None else list(candidates), [context])
+    conditions = _wanted(model, candidates, context)
     changes = model.changes(conditions)
     shift = cells.mean(axis=0) - start
     distance = np.linalg.norm(changes - shift, axis=1)
@@ -149,7 +157,7 @@ def _values(
     adata: AnnData, rows: np.ndarray, columns: np.ndarray, *, layer: str | None, size_key: str | None
 ) -> np.ndarray:
     """Log-normalised values of some cells, float32, shape `(n, n_genes)`."""
-    counts = choose_counts(adata, layer=layer)
+    counts = choose_counts(adata, layer=layer, as_values=True)
     sizes = None if size_key is None else adata.obs[size_key].to_numpy(dtype=np.float64)
     blocks = []
     for start in range(0, adata.n_obs, 20_000):
@@ -167,6 +175,15 @@ def _candidates(model: SCGPTPerturber) -> list[tuple[str, ...]]:
         genes = parts.universe
         out += [(a, b) for i, a in enumerate(genes) for b in genes[i + 1 :]]
     return out
+
+
+def _wanted(model: SCGPTPerturber, candidates: Sequence[str | Sequence[str]] | None, context: str) -> Conditions:
+    """Candidates, each once."""
+    conditions = model.conditions(_candidates(model) if candidates is None else candidates, [context])
+    if not len(conditions):
+        msg = "candidates is empty: name perturbations, candidates=['A', 'A+B'], or leave it out for all of the screen."
+        raise ValueError(msg)
+    return conditions.take([conditions.parts.index(x) for x in dict.fromkeys(conditions.parts)])
 
 
 def _own_share(model: SCGPTPerturber, conditions: Conditions, shift: np.ndarray) -> np.ndarray:
@@ -226,14 +243,14 @@ def _with_chance(table: pd.DataFrame, parts: Sequence[tuple[str, ...]]) -> pd.Da
 
 
 def hit_rates(
-    rankings: dict[str, Sequence[str]], *, ks: Sequence[int] = (1, 2, 4, 8), level: float = _LEVEL
+    rankings: Mapping[str, Sequence[str] | pd.DataFrame], *, ks: Sequence[int] = (1, 2, 4, 8), level: float = _LEVEL
 ) -> pd.DataFrame:
     """How often the true perturbation, or one of its genes, is among the first of its ranking.
 
     Parameters
     ----------
     rankings
-        Names in the order of their rank (:func:`reverse_perturb`), by the name of the true perturbation.
+        By the name of the true perturbation: what :func:`reverse_perturb` gave, or names in the order of their rank.
     ks
         Numbers of first places.
     level
@@ -247,14 +264,17 @@ def hit_rates(
     Raises
     ------
     ValueError
-        When a true perturbation is not in its ranking.
+        When a true perturbation is not in its ranking, or there is no ranking.
     """
+    if not rankings:
+        msg = "There is no ranking. Give one for each true perturbation: {'A+B': tl.reverse_perturb(...)}."
+        raise ValueError(msg)
     rows = []
     for k in ks:
         for measure in ("correct", "relevant"):
             hits, chances = 0, []
             for true, ranked in rankings.items():
-                names = list(ranked)
+                names = list(ranked.index if isinstance(ranked, pd.DataFrame) else ranked)
                 if true not in names:
                     msg = f"rankings[{true!r}] does not rank {true!r} itself. Add it to the candidates."
                     raise ValueError(msg)

@@ -160,3 +160,16 @@ def test_bad_input(small):
         baselines.pseudobulk_effects(cells, found, covariate="batch")
     with pytest.raises(KeyError, match="There is no layer 'p'"):
         baselines.table_effects(cells, found, p_layer="p")
+
+
+def test_the_order_of_a_table_does_not_matter(data_dir):
+    table = ad.read_h5ad(data_dir / "perturb_table_macrophage_wang2025.h5ad")
+    table = table[table.obs["condition"] == "CRISPRi"][:40, :2000].copy()
+    order = np.random.default_rng(0).permutation(table.n_obs)
+    first, second = (
+        baselines.table_effects(
+            x, parse_perturbations(x.obs["perturbation"], needs_control=False), p_layer="neglog10_p"
+        ).deltas
+        for x in (table, table[order].copy())
+    )
+    pd.testing.assert_frame_equal(first, second.loc[first.index], check_exact=False, atol=1e-12)

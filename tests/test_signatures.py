@@ -119,12 +119,13 @@ def test_no_positional_switches(function: Callable):
 
 @each_function
 def test_anndata_comes_first_and_is_called_adata(function: Callable):
-    """Or `data`, where it may be a file too; a second one is the `reference`, and rivals take `reference`, `query`."""
+    """Or `data`, where it may be a file too; a second one is `reference` or `predicted`, rivals take two."""
     takers = {p.name: str(p.annotation) for p in parameters(function) if "AnnData" in str(p.annotation)}
     if list(takers) == ["reference", "query"]:
         assert [p.name for p in parameters(function)[:2]] == ["reference", "query"]
         return
-    takers.pop("reference", None)
+    for second in ("reference", "predicted"):
+        takers.pop(second, None)
     if takers:
         ((name, annotation),) = takers.items()
         assert name == ("data" if "PathLike" in annotation else "adata")

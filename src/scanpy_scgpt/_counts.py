@@ -244,6 +244,9 @@ def _candidates(adata: AnnData, *, use_raw: bool | None) -> Iterator[CountSource
         yield CountSource("raw.X", adata.raw.X, adata.raw.var)
 
 
+_AS_VALUES = {"log-normalised values": "they are used as they are"}
+
+
 def choose_counts(
     adata: AnnData, *, layer: str | None = None, use_raw: bool | None = None, as_values: bool = False
 ) -> CountSource:
@@ -306,7 +309,7 @@ def _accepted(source: CountSource, others: list[CountSource], *, as_values: bool
             "note: %s holds %s; %s.",
             source.where,
             source.kind(),
-            "they are used as they are"
+            _AS_VALUES.get(source.kind(), "they are scaled to 10,000 and logged")
             if as_values
             else "bins are ranks inside a cell, so the tokens are nearly those of the counts",
         )

@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 
 TARGET_SUM = 1e4
 _BLOCK = 2**24  # values of a block of rows, if it were dense
-_FEW = 3  # cells from which a variance can be told
+_FEW, _FEW_CONTROLS = 3, 20  # cells from which a variance can be told; control cells of a level
 _PRIORS = np.array([0.0, *np.geomspace(0.02, 5, 12)])  # spreads of true fold changes
 _FITTED, _ROUNDS = 100_000, 100  # values that the weights of the spreads are fitted to; steps
 _LARGE = 1e3  # standard error of a value that says nothing
@@ -142,7 +142,7 @@ def pseudobulk_effects(
         )
         raise ValueError(msg)
     columns = [covariate] if isinstance(covariate, str) else list(covariate or ())
-    for key in (*columns, *([] if size_key is None else [size_key])):
+    for key in columns:
         check_key(adata.obs, key, where="adata.obs")
     source = choose_counts(adata, layer=layer, as_values=True)
     genes = _unique(source.var.index)
@@ -150,7 +150,7 @@ def pseudobulk_effects(
     if columns:
         levels, names = pd.factorize(pd.MultiIndex.from_frame(adata.obs[columns].astype(object).fillna("unknown")))
         n_levels = len(names)
-    sizes = None if size_key is None else adata.obs[size_key].to_numpy(dtype=np.float64)
+    sizes = sizes_of(adata, size_key)
     n_groups = (len(perturbations.conditions) + 1) * n_levels
     groups = np.where(perturbations.codes == NO_LABEL, n_groups, (perturbations.codes + 1) * n_levels + levels)
     sums, squares = _sums(source, groups, n_groups, sizes)
@@ -165,6 +165,23 @@ def _unique(genes: pd.Index) -> pd.Index:
         msg = f"The gene {twice!r} is there twice. Make the names unique: adata.var_names_make_unique()."
         raise ValueError(msg)
     return pd.Index(genes.astype(str), name="gene")
+
+
+def sizes_of(adata: AnnData, size_key: str | None) -> np.ndarray | None:
+    """Counts of the whole transcriptome of each cell, float64; None without a column."""
+    if size_key is None:
+        return None
+    check_key(adata.obs, size_key, where="adata.obs")
+    sizes = pd.to_numeric(adata.obs[size_key], errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~(np.isfinite(sizes) & (sizes > 0))
+    if bad.any():
+        found = adata.obs[size_key].iloc[int(np.argmax(bad))]
+        msg = (
+            f"size_key={size_key!r}: {int(bad.sum()):,} cells have no number above 0, such as {found!r}. It is the "
+            f"count of all genes of each cell; leave these cells out, or size_key."
+        )
+        raise ValueError(msg)
+    return sizes
 
 
 def normalised_rows(source: CountSource, start: int, stop: int, sizes: np.ndarray | None) -> sparse.csr_matrix:
@@ -222,6 +239,15 @@ def _compared(
         raise ValueError(msg)
     if lost:
         logger.warning("warning: no control cells in the levels of %s; left out.", ", ".join(lost))
+    partly = int(counts[1:, ~usable].sum())
+    if partly:
+        logger.warning(
+            "warning: %s perturbed cells lie in %d levels without a control cell, and are left out.",
+            f"{partly:,}",
+            int((counts[1:].any(axis=0) & ~usable).sum()),
+        )
+    if len(usable) > 1 and (few := int((usable & (counts[0] < _FEW_CONTROLS)).sum())):
+        logger.warning("warning: %d levels have fewer than %d control cells to compare with.", few, _FEW_CONTROLS)
     there = kept.any(axis=1)
     weight = kept[there] / kept[there].sum(axis=1, keepdims=True)
     deltas = np.einsum("cl,clg->cg", weight, means[1:][there] - means[:1])
@@ -305,7 +331,8 @@ def _dense(matrix: object) -> np.ndarray:
 def _shrunk(values: np.ndarray, errors: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Posterior means under a mixture of normals around zero, whose weights are fitted to the table."""
     x, noise = values[known], np.minimum(errors[known], _LARGE) ** 2
-    some = np.random.default_rng(0).permutation(len(x))[:_FITTED]
+    order = np.lexsort((noise, x))  # so that the order of the rows does not matter
+    some = order[:: max(len(x) // _FITTED, 1)]
     weights = np.full(len(_PRIORS), 1 / len(_PRIORS))
     density = _density(x[some], noise[some])
     for _ in range(_ROUNDS):

@@ -22,6 +22,7 @@ QUIET = frozenset({
 STIMULI = frozenset({
     "LPS", "PMA", "TCR", "BCR", "DMSO", "PBS", "IFN", "IFNA", "IFNB", "TGFB", "TNFA", "R848", "DEX", "ATRA",
 })  # fmt: skip
+STIMULUS = " (stimulus)"  # marks a condition that has the name of a gene and changes none
 _PAIR = 2
 _SYMBOL = re.compile(r"(?:[A-Z][A-Z0-9]*(?:[-.][A-Z0-9]+)*|C\d+orf\d+|ENS[A-Z]*G\d{11})")
 _FAMILY = re.compile(r"(?:NKX\d|HLA|MT|KRTAP\d+|ERV\w+|GAGE\d*|H[1-4]|TR[ABDG]|IG[HKL]|RP\d+)")  # X-1 is a gene

@@ -142,7 +142,7 @@ def parse_perturbations(
     grammar = Grammar(measured, frozenset(names))
     given = _given(targets, names)
     read = [given.get(name) or (Spelled("control") if name in controls else _read(grammar, name)) for name in names]
-    read = _unclear(read, names, measured)
+    read = [given.get(name, one) for name, one in zip(names, _unclear(read, names, measured), strict=True)]
     conditions = _names(read, names)
     table = _preview(names, conditions, read, sizes, None if genes is None else measured)
     if (codes < 0).any():
@@ -192,7 +192,7 @@ def _controls(names: list[str], control: str | Sequence[str] | None, *, needed: 
 def _given(targets: Mapping[str, Sequence[str]] | None, names: list[str]) -> dict[str, Spelled]:
     """Spellings whose genes the user says."""
     found = {}
-    for name, genes in (targets or {}).items():
+    for name, genes in {_text(key): genes for key, genes in (targets or {}).items()}.items():
         if name not in names:
             msg = f"targets: no cell has the name {name!r}. The column has {_listed(names)}."
             raise ValueError(msg)

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from scanpy_scgpt import baselines, pl
+from scanpy_scgpt import baselines, pl, tl
 from scanpy_scgpt.pp import parse_perturbations
 
 
@@ -72,3 +72,18 @@ def test_bad_input(screen):
         pl.perturb_effect(cells, effects.deltas, "STAT1", genes=["NOPE"])
     with pytest.raises(KeyError, match="has no column 'pert'"):
         pl.perturb_effect(cells, effects.deltas, "STAT1", perturbation_key="pert")
+
+
+def test_what_tl_perturb_gives_is_taken_as_it_is(data_dir):
+    every = ad.read_h5ad(data_dir / "perturb_papalexi2021_thp1.h5ad")
+    names = every.obs["perturbation"].astype(str)
+    rank = names.groupby(names).cumcount()
+    cells = every[(rank < 60) & names.isin(["control", "STAT1", "JAK2", "IRF1", "STAT2"]), :].copy()
+    cells.obs["half"] = np.where(np.arange(cells.n_obs) % 2, "a", "b")
+    found = tl.perturb(cells, context_key="half")
+    ax = pl.perturb_effect(cells, found, "STAT1", context_key="half", context="a", show=False)
+    assert "STAT1" in ax.get_title()
+    n = ((cells.obs["perturbation"] == "STAT1") & (cells.obs["half"] == "a")).sum()
+    assert f"{n} cells" in ax.get_title()
+    with pytest.raises(ValueError, match="contexts 'a', 'b'|contexts 'b', 'a'"):
+        pl.perturb_effect(cells, found, "STAT1", show=False)

@@ -6,6 +6,7 @@ import logging
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -233,7 +234,7 @@ def test_a_cytokine_can_be_told_from_a_knock_out(cells):
     assert tl.perturb(renamed).obs.loc["IL6", "targets"] == "IL6"
     found = tl.perturb(renamed, targets={"IL6": ()})
     assert not found.obs.loc["IL6", "target_measured"]
-    assert tl.perturb(cells, targets={"STAT2": ()}).obs.loc["STAT2", "targets"] == "STAT2"
+    assert tl.perturb(cells, targets={"STAT2": ()}).obs.loc["STAT2", "targets"] == ""
 
 
 def test_values_that_are_logged_say_so_and_take_no_sizes(cells, caplog):
@@ -252,3 +253,105 @@ def test_values_that_are_logged_say_so_and_take_no_sizes(cells, caplog):
     assert "bins" not in caplog.text
     with pytest.raises(ValueError, match="size_key cannot scale any more"):
         tl.perturb(logged, size_key="size")
+
+
+def test_small_spaces_and_what_is_no_gene(model):
+    assert tl.perturb_space(model, ["STAT1", "JAK2"]).shape[0] == 3
+    assert tl.perturb_space(model, ["STAT1", "JAK2"], max_order=1).obsm["X_umap"].shape == (2, 2)
+    for genes in (["STAT1", "control"], ["STAT1+JAK2", "IRF1"]):
+        with pytest.raises(ValueError, match="is no single gene"):
+            tl.perturb_space(model, genes)
+    with pytest.raises(ValueError, match="n_components=0"):
+        tl.perturb_space(model, n_components=0)
+
+
+def test_the_search_takes_sizes_and_context_from_the_model(data_dir):
+    every = ad.read_h5ad(data_dir / "perturb_datlinger2021_jurkat.h5ad")
+    model = SCGPTPerturber(every, "perturbation", context_key="condition", size_key="total_counts")
+    context = model.contexts_[1]
+    given = {"target": "LCK", "groupby": "perturbation", "context": context}
+    found = tl.reverse_perturb(every, model, **given)
+    own = every[every.obs["condition"].astype(str) == context].copy()
+    alone = tl.reverse_perturb(own, model, size_key="total_counts", **given)
+    np.testing.assert_allclose(found["score"], alone["score"])
+    del own.obs["condition"]
+    other = tl.reverse_perturb(own, model, **given)
+    np.testing.assert_allclose(found["score"], other["score"])
+
+
+def test_batches_without_controls_are_named(cells, caplog):
+    lone = cells.copy()
+    batch = np.where(np.arange(lone.n_obs) % 2, "a", "b")
+    batch[(lone.obs["perturbation"] == "control").to_numpy() & (batch == "a")] = "b"
+    lone.obs["lane"] = batch
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.perturb(lone, batch_key="lane")
+    assert "lie in 1 levels without a control cell" in caplog.text
+
+
+def test_counts_in_raw_are_taken_with_their_genes(cells, model):
+    import scanpy as sc
+
+    usual = cells.copy()
+    usual.raw = usual
+    usual.X = usual.X.astype(np.float32)
+    sc.pp.normalize_total(usual, target_sum=1e4)
+    sc.pp.log1p(usual)
+    usual = usual[:, 149::-1].copy()
+    given = {"target": "STAT1", "groupby": "perturbation"}
+    found, expected = (tl.reverse_perturb(x, model, **given) for x in (usual, cells))
+    assert list(found.index) == list(expected.index)
+    assert expected.index[0] == "STAT1"
+
+
+def test_a_stimulus_with_the_name_of_a_gene_changes_no_gene(cells):
+    found = tl.perturb(cells, targets={"STAT1": ()}, batch_key="batch")
+    row = found.obs.loc["STAT1"]
+    assert row["targets"] == ""
+    assert not row["target_measured"]
+    both = tl.perturb(cells, predict=["irf1"], batch_key="batch")
+    assert both.n_obs == 25
+    for wrong in ((), np.nan):
+        with pytest.raises(ValueError, match="is no perturbation"):
+            tl.perturb(cells, predict=[wrong])
+
+
+def test_contexts_that_say_nothing_are_left_out(cells, caplog):
+    lost = cells.copy()
+    lost.obs["kind"] = np.where(np.arange(lost.n_obs) % 2, "a", "b").astype(object)
+    lost.obs.loc[lost.obs_names[:30], "kind"] = np.nan
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        found = tl.perturb(lost, context_key="kind")
+    assert set(found.obs["context"]) == {"a", "b"}
+    assert "30 cells have no 'kind'" in caplog.text
+    lost.obs["empty"] = 0.0
+    with pytest.raises(ValueError, match="cells have no number above 0"):
+        tl.perturb(lost, size_key="empty")
+
+
+def test_one_control_cell_is_enough_to_go_on(cells, caplog):
+    names = cells.obs["perturbation"].astype(str).to_numpy()
+    few = cells[(names != "control") | (np.cumsum(names == "control") == 1)].copy()
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        assert tl.perturb(few).n_obs == 25
+    assert "control" in caplog.text
+    ensembl = cells.copy()
+    ensembl.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.perturb(ensembl)
+    assert "no target is among the 299 genes" in caplog.text
+
+
+def test_many_candidates_are_ranked_in_a_moment():
+    from time import perf_counter
+
+    from scanpy_scgpt.tl._reverse import _with_chance
+
+    genes = [f"G{i}" for i in range(150)]
+    parts = [(a, b) for i, a in enumerate(genes) for b in genes[i + 1 :]]
+    started = perf_counter()
+    table = _with_chance(pd.DataFrame(index=["+".join(x) for x in parts]), parts)
+    assert perf_counter() - started < 5
+    n = len(parts)
+    assert table["relevant_chance"].iloc[0] == pytest.approx((2 * 148 + 1) / n)
+    assert table["relevant_chance"].iloc[-1] == 1

@@ -203,9 +203,9 @@ def _wanted(
     wanted: Sequence[str | tuple[str, ...]], targets: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """Names of the wanted conditions, and the genes of all."""
-    genes = {str(name): tuple(own) for name, own in targets.items()}
+    genes = {str(name): (own,) if isinstance(own, str) else tuple(own) for name, own in targets.items()}
     names = []
-    for one in wanted:
+    for one in [wanted] if isinstance(wanted, str) else wanted:
         name = one if isinstance(one, str) else "+".join(sorted(one))
         if not isinstance(one, str):
             genes.setdefault(name, tuple(sorted(one)))

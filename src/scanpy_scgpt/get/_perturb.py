@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scanpy_scgpt._counts import choose_counts
-from scanpy_scgpt._effects import normalised_rows
+from scanpy_scgpt._effects import normalised_rows, sizes_of
 from scanpy_scgpt._perturbations import parse_perturbations
 from scanpy_scgpt._validate import check_anndata, check_key, seed_of
 
@@ -82,7 +82,7 @@ def cell_eval_pair(
     if (places < 0).any():
         msg = f"predicted has the gene {predicted.columns[int(np.argmax(places < 0))]!r}, which is none of adata."
         raise KeyError(msg)
-    sizes = None if size_key is None else adata.obs[size_key].to_numpy(dtype=np.float64)
+    sizes = sizes_of(adata, size_key)
     values = normalised_rows(source, 0, adata.n_obs, sizes)[:, places].tocsr()
     base = values[found.codes == -1]
     mean = np.asarray(base.mean(axis=0)).ravel()

@@ -11,8 +11,9 @@ import pandas as pd
 from scipy import sparse
 
 from scanpy_scgpt._counts import choose_counts
-from scanpy_scgpt._effects import Effects, normalised_rows, pseudobulk_effects, table_effects
+from scanpy_scgpt._effects import Effects, normalised_rows, pseudobulk_effects, sizes_of, table_effects
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._perturbation_names import STIMULUS
 from scanpy_scgpt._perturbations import CONTROL, NO_LABEL, Perturbations, parse_perturbations
 from scanpy_scgpt._validate import check_key
 from scanpy_scgpt.datasets import gene_features
@@ -27,7 +28,8 @@ logger = get_logger(__name__)
 SOURCES = ("network", "knowledge", "coexpression")
 _TABLE_ROWS = 3  # of a condition in one context: more, and rows are cells
 _CONTROLS = 5000  # cells that co-expression is read from
-_COMPONENTS = 20
+_COMPONENTS, _LEAST = 20, 3  # of co-expression; control cells that it takes
+_FEW_CONTROLS = 20
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,15 @@ class ReadScreen:
 def read_screen(adata: AnnData, source: Source) -> ReadScreen:
     """Effects of every condition in every context."""
     source.check(adata)
-    contexts = np.full(adata.n_obs, "", dtype=object)
-    if source.context_key is not None:
-        contexts = adata.obs[source.context_key].astype(str).to_numpy(dtype=object)
+    contexts = _contexts(adata, source)
     column = adata.obs[source.perturbation_key]
     is_table = _is_table(adata, column, contexts)
-    given = {"control": source.control, "genes": adata.var_names, "targets": source.targets}
+    genes = adata.var_names if is_table else choose_counts(adata, layer=source.layer, as_values=True).var.index
+    given = {"control": source.control, "genes": genes, "targets": source.targets}
     found = parse_perturbations(column, needs_control=not is_table, **given)
-    parts = _parts(found)
+    found = replace(found, codes=np.where(contexts == None, NO_LABEL, found.codes).astype(np.int32))  # noqa: E711
+    parts = _parts(found, set(map(str, genes)))
+    _note_targets(parts, set(map(str, genes)))
     pieces: list[tuple[str, Effects]] = []
     for context in dict.fromkeys(contexts[found.codes >= 0]):
         inside = contexts == context
@@ -103,6 +106,10 @@ def read_screen(adata: AnnData, source: Source) -> ReadScreen:
             )
             raise ValueError(msg)
         _check_one_way(found, codes, parts, source)
+        n_control = int((codes == CONTROL).sum())
+        if not is_table and n_control < _FEW_CONTROLS and source.context_key is not None:
+            logger.warning("warning: %s=%r has %d control cells; effects there are uncertain.", source.context_key,
+                           context, n_control)  # fmt: skip
         pieces.append((str(context), _effects(adata, replace(found, codes=codes.astype(np.int32)), source, is_table)))
     screen = joined(pieces, parts, tables=is_table)
     if not is_table:
@@ -116,9 +123,38 @@ def read_screen(adata: AnnData, source: Source) -> ReadScreen:
     return ReadScreen(screen, found, contexts, is_table, names)
 
 
-def _parts(found: Perturbations) -> dict[str, tuple[str, ...]]:
-    """Genes of each condition; the condition itself where it has none."""
-    return {name: tuple(sorted(x)) or (name,) for name, x in zip(found.conditions, found.targets, strict=True)}
+def _contexts(adata: AnnData, source: Source) -> np.ndarray:
+    """Context of each row, text; None for one without."""
+    if source.context_key is None:
+        return np.full(adata.n_obs, "", dtype=object)
+    column = adata.obs[source.context_key]
+    contexts = column.astype(str).to_numpy(dtype=object)
+    lost = column.isna().to_numpy()
+    if lost.any():
+        logger.warning(
+            "warning: %s cells have no %s and are left out.", f"{int(lost.sum()):,}", repr(source.context_key)
+        )
+        contexts[lost] = None
+    return contexts
+
+
+def _parts(found: Perturbations, genes: set[str]) -> dict[str, tuple[str, ...]]:
+    """Genes of each condition; the condition itself where it has none, marked where a gene has its name."""
+    return {
+        name: tuple(sorted(x)) or ((name + STIMULUS) if name in genes else name,)
+        for name, x in zip(found.conditions, found.targets, strict=True)
+    }
+
+
+def _note_targets(parts: Mapping[str, tuple[str, ...]], genes: set[str]) -> None:
+    targets = {part for x in parts.values() for part in x}
+    if not targets & genes and any(part.isupper() for part in targets):
+        logger.warning(
+            "warning: no target is among the %s genes (%s, ...), so what targets do to themselves cannot be learned. "
+            "If the genes have other names: adata.var_names = adata.var['gene_symbols'].",
+            f"{len(genes):,}",
+            next(iter(sorted(genes)), ""),
+        )
 
 
 def _check_one_way(
@@ -144,7 +180,7 @@ def _with_lone_controls(
 ) -> Screen:
     """With the means of contexts that have controls and nothing else: effects can be predicted there."""
     controls = dict(screen.controls)
-    for context in set(contexts[found.codes == CONTROL]) - set(controls):
+    for context in sorted(set(contexts[found.codes == CONTROL]) - set(controls)):
         rows = np.flatnonzero((contexts == context) & (found.codes == CONTROL))
         mean = values_of(adata, rows, source)[0].mean(axis=0)
         controls[str(context)] = np.asarray(mean, dtype=np.float32).ravel()
@@ -228,7 +264,7 @@ def values_of(
     counts = choose_counts(adata, layer=source.layer, as_values=True)
     if most is not None and len(rows) > most:
         rows = np.sort(np.random.default_rng([rng, 51]).permutation(rows)[:most])
-    sizes = None if source.size_key is None else adata.obs[source.size_key].to_numpy(dtype=np.float64)
+    sizes = sizes_of(adata, source.size_key)
     step, blocks = 20_000, []
     for start in range(0, adata.n_obs, step):
         stop = min(start + step, adata.n_obs)
@@ -248,6 +284,6 @@ def usual_features(
             tables[name] = network_table(checkpoint)
         elif name == "knowledge":
             tables[name] = gene_features()
-        elif name == "coexpression" and not read.is_table:
+        elif name == "coexpression" and not read.is_table and read.perturbations.n_control >= _LEAST:
             tables[name] = coexpression_table(adata, read, source, rng=rng)
     return tables

@@ -110,8 +110,10 @@ class PerturbTraining:
     def _cells_of(self, row: int) -> tuple[Any, np.ndarray]:
         """Perturbed cells of a condition, log-normalised, and their batches."""
         found, conditions = self._read.perturbations, self.screen_.conditions
-        name = self.names_[conditions.parts[row]]
-        inside = (found.codes == found.conditions.index(name)) & (self._read.contexts == conditions.contexts[row])
+        genes = conditions.parts[row]
+        own = [i for i, x in enumerate(found.targets) if (tuple(sorted(x)) or (found.conditions[i],)) == genes]
+        own = own or [found.conditions.index(self.names_[genes])]
+        inside = np.isin(found.codes, own) & (self._read.contexts == conditions.contexts[row])
         values, rows = values_of(self._adata, np.flatnonzero(inside), self.source_)
         batches = np.full(len(rows), "", dtype=object)
         if self.source_.batch_key is not None:

@@ -158,7 +158,12 @@ class SCGPTPerturber(PerturbTraining):
         new.source_, new.anchor_, new.legacy_, new.rng_ = Source("perturbation"), anchor, False, rng
         new._adata, new._read, new._checkpoint = None, None, models.load(model)
         new.model_name_ = new._checkpoint.label
-        parts = {str(name): tuple(sorted(targets[name])) or (str(name),) for name in effects.deltas.index}
+        genes = {name: (own,) if isinstance(own, str) else tuple(sorted(own)) for name, own in targets.items()}
+        lacking = [name for name in effects.deltas.index if name not in genes]
+        if lacking:
+            msg = f"targets says no genes of {lacking[0]!r}. Give those of every condition; empty ones for a stimulus."
+            raise ValueError(msg)
+        parts = {str(name): genes[name] or (str(name),) for name in effects.deltas.index}
         tables = features
         if tables is None:
             tables = {"network": network_table(new._checkpoint), "knowledge": gene_features()}
@@ -195,14 +200,20 @@ class SCGPTPerturber(PerturbTraining):
         for context in contexts or ():
             check_one_of(context, self.contexts_, name="a context")
         named = {name: parts for parts, name in self.names_.items()}
+        known = sorted({*self.screen_.genes, *self.screen_.conditions.universe}.union(
+            *(map(str, table.index) for table in self.features_.values())
+        ))  # fmt: skip
         parts = []
         for one in wanted:
+            if not isinstance(one, (str, Sequence)) or not len(one):
+                msg = f"{one!r} is no perturbation: give names such as 'A' or 'A+B', or tuples of genes, ('A', 'B')."
+                raise ValueError(msg)
             if not isinstance(one, str):
                 parts.append(tuple(sorted(one)))
             elif one in named:
                 parts.append(named[one])
             else:
-                found = parse_perturbations(pd.Series([one]), needs_control=False, genes=self.screen_.genes)
+                found = parse_perturbations(pd.Series([one]), needs_control=False, genes=known)
                 parts.append(tuple(sorted(found.targets[0])) or (found.conditions[0],))
         self._note_unknown(parts)
         contexts = self.contexts_ if contexts is None else list(contexts)

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from scanpy_scgpt._counts import choose_counts
-from scanpy_scgpt._effects import normalised_rows, pseudobulk_effects
+from scanpy_scgpt._effects import normalised_rows, pseudobulk_effects, sizes_of
 from scanpy_scgpt._perturbations import Perturbations, parse_perturbations
 from scanpy_scgpt._validate import check_anndata, check_key, check_one_of
 
@@ -27,12 +27,14 @@ _WHISKERS = (5, 95)
 
 def perturb_effect(
     adata: AnnData,
-    predicted: pd.DataFrame | Mapping[str, pd.DataFrame],
+    predicted: AnnData | pd.DataFrame | Mapping[str, AnnData | pd.DataFrame],
     condition: str,
     *,
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] | None = None,
     targets: Mapping[str, Sequence[str]] | None = None,
+    context_key: str | None = None,
+    context: str | None = None,
     genes: Sequence[str] | None = None,
     n_genes: int = 20,
     layer: str | None = None,
@@ -50,13 +52,16 @@ def perturb_effect(
     adata
         Cells, perturbed and control.
     predicted
-        Predicted differences to the control, conditions x genes; or several such tables by name.
+        What :func:`scanpy_scgpt.tl.perturb` gives, or differences to the control, conditions x genes; or several such
+        by name.
     condition
         Name of the condition, as :func:`scanpy_scgpt.pp.parse_perturbations` spells it.
     perturbation_key
         Column of `.obs` with the perturbations.
     control, targets
         Spelling of the control, and genes of spellings, as in :func:`scanpy_scgpt.pp.parse_perturbations`.
+    context_key, context
+        Column of `.obs` with the contexts, and the one to draw, where effects depend on it.
     genes
         Genes to draw; by default those with the largest absolute t of perturbed against control cells.
     n_genes
@@ -79,11 +84,16 @@ def perturb_effect(
     KeyError
         When there is no such column, or a prediction lacks the condition or a gene.
     ValueError
-        When the cells have no such condition, or there is no control.
+        When the cells have no such condition or context, the context is not named, or there is no control.
     """
     check_anndata(adata, function="pl.perturb_effect")
     check_key(adata.obs, perturbation_key, where="adata.obs")
     tables = predicted if isinstance(predicted, Mapping) else {"predicted": predicted}
+    tables = {name: _table(one, condition, context) for name, one in tables.items()}
+    if context_key is not None:
+        check_key(adata.obs, context_key, where="adata.obs")
+        check_one_of(context, adata.obs[context_key].astype(str).unique(), name="context")
+        adata = adata[adata.obs[context_key].astype(str) == context]
     given = {"control": control, "targets": targets}
     found = parse_perturbations(adata.obs[perturbation_key], genes=adata.var_names, **given)
     check_one_of(condition, found.conditions, name="condition")
@@ -98,6 +108,20 @@ def perturb_effect(
         plt.show()
         return None
     return ax
+
+
+def _table(predicted: AnnData | pd.DataFrame, condition: str, context: str | None) -> pd.DataFrame:
+    """Predicted differences, conditions x genes; of what `tl.perturb` gives those of the context."""
+    if isinstance(predicted, pd.DataFrame):
+        return predicted
+    own = predicted.obs["condition"] == condition
+    if context is None and own.sum() > 1:
+        listed = ", ".join(map(repr, predicted.obs.loc[own, "context"]))
+        msg = f"{condition!r} is predicted in the contexts {listed}. Name one: context=..., context_key=..."
+        raise ValueError(msg)
+    rows = np.ones(predicted.n_obs, dtype=bool) if context is None else (predicted.obs["context"] == context).to_numpy()
+    part = predicted[rows]
+    return part.to_df("delta").set_axis(pd.Index(part.obs["condition"].astype(str)), axis=0)
 
 
 def _observed(
@@ -119,7 +143,7 @@ def _observed(
         )
         raise KeyError(msg)
     source = choose_counts(part, layer=layer, as_values=True)
-    sizes = None if size_key is None else part.obs[size_key].to_numpy(dtype=np.float64)
+    sizes = sizes_of(part, size_key)
     logged = normalised_rows(source, 0, part.n_obs, sizes)[few.codes == code]
     cells = np.random.default_rng(0).permutation(logged.shape[0])[:_MOST]
     values = sparse.csc_matrix(logged[np.sort(cells)])[:, places].toarray()

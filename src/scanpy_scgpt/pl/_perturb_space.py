@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from scanpy_scgpt._validate import check_anndata
+from scanpy_scgpt._validate import check_anndata, check_one_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -194,6 +194,8 @@ def reverse_hits(
     ------
     KeyError
         When a table lacks a column.
+    ValueError
+        For another measure.
     """
     tables = rates if isinstance(rates, Mapping) else {"": rates}
     for table in tables.values():
@@ -201,6 +203,9 @@ def reverse_hits(
             if name not in table:
                 msg = f"rates has no column {name!r}. It must be a table of tl.hit_rates(...)."
                 raise KeyError(msg)
+    measures = [measures] if isinstance(measures, str) else list(measures)
+    for measure in measures:
+        check_one_of(measure, _COLORS, name="a measure")
     given = ax is not None
     ax = plt.subplots(figsize=(5, 4), layout="constrained")[1] if ax is None else ax
     for i, (title, table) in enumerate(tables.items()):

@@ -12,6 +12,7 @@ import pandas as pd
 
 from scanpy_scgpt._keys import PERTURB, UNS
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._perturbation_names import STIMULUS
 from scanpy_scgpt._validate import check_anndata, seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
@@ -86,7 +87,8 @@ def perturb(
     gene_sets
         Sets of genes by name as one more source.
     max_epochs
-        Passes of the network over the perturbations; 0 leaves it out.
+        Passes of the network over the perturbations; 0 leaves it out. Its training depends on the order of the cells,
+        all else does not.
     n_networks
         Networks with other seeds.
     legacy
@@ -104,7 +106,7 @@ def perturb(
 
     Returns
     -------
-    AnnData with one row for each perturbation in each context, the genes of `adata` as columns:
+    AnnData with one row for each perturbation in each context, the genes of the matrix with the counts as columns:
 
     `.X` : :class:`numpy.ndarray` of float32
         Predicted mean of log-normalised expression, not below 0; of a table the change itself.
@@ -182,9 +184,18 @@ def predictions(model: SCGPTPerturber, wanted: Sequence[str | Sequence[str]]) ->
     x = change if model.is_table_ else np.maximum(base + change, 0)
     result = AnnData(x.astype(np.float32), obs=_rows(model, conditions, n), layers=layers)
     result.var_names = list(model.screen_.genes)
-    record = {**model.record(), "version": __version__, "variance_ratio": _ratio(change[n:], model.screen_.effects)}
+    record = {
+        **model.record(),
+        "version": __version__,
+        "variance_ratio": _ratio(change[_unseen(result)], model.screen_.effects),
+    }
     result.uns[UNS] = {PERTURB.uns: record}
     return result
+
+
+def _unseen(result: AnnData) -> np.ndarray:
+    """Rows of perturbations that were made nowhere."""
+    return ~result.obs["kind"].isin(["measured", "seen elsewhere"]).to_numpy()
 
 
 def _base(model: SCGPTPerturber, context: str) -> np.ndarray:
@@ -209,7 +220,7 @@ def _rows(model: SCGPTPerturber, conditions: Conditions, n: int) -> pd.DataFrame
             "context": contexts,
             "n_cells": sizes,
             "kind": pd.Categorical(model.kinds(conditions)),
-            "targets": ["+".join(x) for x in conditions.parts],
+            "targets": ["+".join(part for part in x if not part.endswith(STIMULUS)) for x in conditions.parts],
             "target_measured": [all(part in genes for part in x) for x in conditions.parts],
         },
         index=index,

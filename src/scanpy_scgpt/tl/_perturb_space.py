@@ -14,6 +14,7 @@ import pandas as pd
 
 from scanpy_scgpt._keys import PERTURB, UNS
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._perturbation_names import is_control
 from scanpy_scgpt._validate import seed_of
 from scanpy_scgpt._version import __version__
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 _BLOCK = 512  # perturbations that are predicted at a time
+_FEW = 5  # perturbations that no spectrum starts a layout of
 _FITTED = 2000  # perturbations that components are found from
 
 
@@ -75,32 +77,35 @@ def perturb_space(
     `.obsm["X_umap"]`
         With `umap`.
     `.uns["scgpt"]["perturb_space"]` : :class:`dict`
-        Genes, mean change, share of the variance that the components keep.
+        Genes, context, mean change, share of the variance that the components keep.
 
     Raises
     ------
     ValueError
-        For fewer than two genes, a gene twice, or another order than 1 and 2.
+        For fewer than two genes, a gene twice, what is no single gene, or another order than 1 and 2.
     """
     started, seed = time.perf_counter(), seed_of(rng) % 2**31
     chosen = (
         list(model.screen_.conditions.universe) if genes is None else [genes] if isinstance(genes, str) else [*genes]
     )
-    _check(chosen, max_order)
+    _check(chosen, max_order, n_components)
     wanted = [(gene,) for gene in sorted(chosen)]
     if max_order > 1:
         wanted += list(combinations(sorted(chosen), 2))
-    conditions = model.conditions(wanted, [model.contexts_[0] if context is None else context])
+    context = model.contexts_[0] if context is None else context
+    conditions = model.conditions(wanted, [context])
     components, loadings, mean, kept, sizes = _components(model, conditions, n_components, seed)
     result = _laid_out(components, conditions, model, sizes)
     result.varm["loadings"] = loadings
     record = {"genes": list(model.screen_.genes), "mean": mean, "kept": kept, "version": __version__}
+    record["context"] = context
     result.uns[UNS] = {PERTURB.space: record}
     _cluster(result, n_neighbors, resolution, seed, umap=umap)
     logger.info(
-        "perturb_space: %s perturbations of %s genes · %s clusters · %.0f %% of the variance in %s components · %.1f s",
+        "perturb_space: %s perturbations of %s genes%s · %s clusters · %.0f %% of variance in %s components · %.1f s",
         f"{result.n_obs:,}",
         f"{len(chosen):,}",
+        f" in {context}" if context else "",
         result.obs["cluster"].nunique(),
         100 * kept,
         result.n_vars,
@@ -129,7 +134,14 @@ def space_changes(adata: AnnData, rows: Sequence[str] | None = None) -> pd.DataF
     return pd.DataFrame(values.astype(np.float32), index=some.obs_names, columns=list(record["genes"]))
 
 
-def _check(genes: list[str], max_order: int) -> None:
+def _check(genes: list[str], max_order: int, n_components: int) -> None:
+    if n_components < 1:
+        msg = f"n_components={n_components!r}: give 1 or more."
+        raise ValueError(msg)
+    for gene in genes:
+        if "+" in gene or is_control(gene):
+            msg = f"genes: {gene!r} is no single gene. Give single genes: pairs are made of them, max_order=2."
+            raise ValueError(msg)
     if max_order not in (1, 2):
         msg = f"max_order={max_order!r}: 1 for single perturbations, 2 for doubles too."
         raise ValueError(msg)
@@ -193,11 +205,13 @@ def _cluster(result: AnnData, n_neighbors: int, resolution: float, seed: int, *,
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sc.pp.neighbors(result, n_neighbors=min(n_neighbors, result.n_obs - 1), use_rep="X", random_state=seed)
+        near = max(min(n_neighbors, result.n_obs - 1), 2)
+        sc.pp.neighbors(result, n_neighbors=near, use_rep="X", random_state=seed)
         settings = {"flavor": "igraph", "n_iterations": 2, "directed": False}
         sc.tl.leiden(result, resolution=resolution, key_added="cluster", random_state=seed, **settings)
         if umap:
-            sc.tl.umap(result, random_state=seed)
+            start = "spectral" if result.n_obs > _FEW else "random"
+            sc.tl.umap(result, init_pos=start, random_state=seed)
     dominant, share = {}, {}
     for cluster, rows in result.obs.groupby("cluster", observed=True):
         counts = Counter(part for name in rows.index for part in name.split("+"))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import gammaln
 
 from scanpy_scgpt._counts import choose_counts
-from scanpy_scgpt._effects import normalised_rows
+from scanpy_scgpt._effects import normalised_rows, sizes_of
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._validate import check_anndata, check_key, check_one_of, seed_of
 
@@ -24,6 +25,7 @@ METHODS = ("direct", "votes")
 _POOLS, _POOL = 40, 20  # reference profiles of a candidate, and control cells in each
 _NEAREST = 10
 _LEVEL = 0.95
+_NO_SHIFT = 1e-6
 _LITTLE = 0.02  # effect on a target that tells nothing
 _OWN = 0.5  # weight of what targets show; found on other seeds of the simulation than those that are reported
 
@@ -65,11 +67,11 @@ def reverse_perturb(
         :cite:p:`Cui2024`, each cell votes for the candidates of its nearest reference profiles, which are random pools
         of control cells moved by the predicted change.
     context
-        Context of the predictions; the first of the screen by default.
+        Context of the predictions, and of the cells where `adata` has the column; the first of the screen by default.
     n_neighbors
         Profiles that a cell votes for.
     layer, size_key
-        As in :func:`scanpy_scgpt.tl.perturb`.
+        As in :func:`scanpy_scgpt.tl.perturb`; by default those that the model was made with.
     rng
         Seed of the pools.
 
@@ -97,27 +99,33 @@ def reverse_perturb(
     check_one_of(method, METHODS, name="method")
     check_key(adata.obs, groupby, where="adata.obs")
     seed = seed_of(rng) % 2**31
-    if n_neighbors < 1 or (source is not None and source == target):
+    if n_neighbors < 1 or _same(source, target):
         msg = (
             f"n_neighbors={n_neighbors!r}: give 1 or more."
             if n_neighbors < 1
             else f"source and target are both {target!r}: there is no shift between a group and itself."
         )
         raise ValueError(msg)
-    columns = _columns(adata, model)
     where = {"layer": layer, "size_key": size_key}
-    cells = _values(adata, _rows(adata, groupby, target, "target"), columns, **where)
+    if layer is None and size_key is None:  # as the model read its screen, where these cells have that too
+        kept = {"layer": (model.source_.layer, adata.layers), "size_key": (model.source_.size_key, adata.obs)}
+        where = {name: one if one is not None and one in there else None for name, (one, there) in kept.items()}
     context = model.contexts_[0] if context is None else context
     check_one_of(context, model.contexts_, name="context")
+    inside = _inside(adata, model, context)
+    cells = _values(adata, _rows(adata, groupby, target, "target", inside), model, **where)
     start = model.screen_.controls.get(context)
     if source is not None:
-        start = _values(adata, _rows(adata, groupby, source, "source"), columns, **where).mean(axis=0)
+        start = _values(adata, _rows(adata, groupby, source, "source", inside), model, **where).mean(axis=0)
     if start is None:
         msg = "The screen is a table without controls, so the state to start from must be named: source='...'."
         raise ValueError(msg)
     conditions = _wanted(model, candidates, context)
     changes = model.changes(conditions)
     shift = cells.mean(axis=0) - start
+    if np.linalg.norm(shift) < _NO_SHIFT:
+        msg = f"The cells of target={target!r} are where the shift starts, so there is nothing to explain. Name others."
+        raise ValueError(msg)
     distance = np.linalg.norm(changes - shift, axis=1)
     own = _own_share(model, conditions, shift)
     if method == "direct":
@@ -131,9 +139,28 @@ def reverse_perturb(
     return _with_chance(table.iloc[order], [conditions.parts[i] for i in order])
 
 
-def _rows(adata: AnnData, groupby: str, names: str | Sequence[str], what: str) -> np.ndarray:
+def _same(source: str | Sequence[str] | None, target: str | Sequence[str]) -> bool:
+    first, second = ({x} if isinstance(x, str) else set(x or ()) for x in (source, target))
+    return first == second
+
+
+def _inside(adata: AnnData, model: SCGPTPerturber, context: str) -> np.ndarray:
+    """Cells of the context, where these say theirs; all of them otherwise."""
+    key = model.source_.context_key
+    if key is None or key not in adata.obs or not (adata.obs[key].astype(str) == context).any():
+        return np.ones(adata.n_obs, dtype=bool)
+    return (adata.obs[key].astype(str) == context).to_numpy()
+
+
+def _rows(adata: AnnData, groupby: str, names: str | Sequence[str], what: str, inside: np.ndarray) -> np.ndarray:
     wanted = {names} if isinstance(names, str) else set(names)
-    rows = np.flatnonzero(adata.obs[groupby].astype(str).isin(wanted))
+    there = adata.obs[groupby].astype(str).isin(wanted).to_numpy()
+    rows = np.flatnonzero(there & inside)
+    if not len(rows) and there.any():
+        msg = (
+            f"{what}={names!r}: none of its {int(there.sum()):,} cells is in this context. Name theirs: context='...'."
+        )
+        raise ValueError(msg)
     if not len(rows):
         groups = ", ".join(map(repr, list(dict.fromkeys(adata.obs[groupby].astype(str)))[:8]))
         msg = f"{what}={names!r}: no cell is in this group. obs[{groupby!r}] has {groups}."
@@ -141,8 +168,8 @@ def _rows(adata: AnnData, groupby: str, names: str | Sequence[str], what: str) -
     return rows
 
 
-def _columns(adata: AnnData, model: SCGPTPerturber) -> np.ndarray:
-    columns = adata.var_names.get_indexer(pd.Index(model.screen_.genes))
+def _columns(genes: pd.Index, model: SCGPTPerturber) -> np.ndarray:
+    columns = genes.astype(str).get_indexer(pd.Index(model.screen_.genes))
     if (columns < 0).any():
         n = int((columns < 0).sum())
         msg = (
@@ -154,11 +181,11 @@ def _columns(adata: AnnData, model: SCGPTPerturber) -> np.ndarray:
 
 
 def _values(
-    adata: AnnData, rows: np.ndarray, columns: np.ndarray, *, layer: str | None, size_key: str | None
+    adata: AnnData, rows: np.ndarray, model: SCGPTPerturber, *, layer: str | None, size_key: str | None
 ) -> np.ndarray:
     """Log-normalised values of some cells, float32, shape `(n, n_genes)`."""
     counts = choose_counts(adata, layer=layer, as_values=True)
-    sizes = None if size_key is None else adata.obs[size_key].to_numpy(dtype=np.float64)
+    columns, sizes = _columns(counts.var.index, model), sizes_of(adata, size_key)
     blocks = []
     for start in range(0, adata.n_obs, 20_000):
         own = rows[(rows >= start) & (rows < start + 20_000)] - start
@@ -183,7 +210,10 @@ def _wanted(model: SCGPTPerturber, candidates: Sequence[str | Sequence[str]] | N
     if not len(conditions):
         msg = "candidates is empty: name perturbations, candidates=['A', 'A+B'], or leave it out for all of the screen."
         raise ValueError(msg)
-    return conditions.take([conditions.parts.index(x) for x in dict.fromkeys(conditions.parts)])
+    first: dict[tuple[str, ...], int] = {}
+    for i, x in enumerate(conditions.parts):
+        first.setdefault(x, i)
+    return conditions.take(list(first.values()))
 
 
 def _own_share(model: SCGPTPerturber, conditions: Conditions, shift: np.ndarray) -> np.ndarray:
@@ -233,10 +263,15 @@ def _votes(
 
 
 def _with_chance(table: pd.DataFrame, parts: Sequence[tuple[str, ...]]) -> pd.DataFrame:
-    n = len(table)
-    relevant = [sum(bool(set(x) & set(own)) for x in parts) for own in parts]
-    ranks = np.arange(1, n + 1)
-    chance = [1 - comb(n - m, k) / comb(n, k) for m, k in zip(relevant, ranks.tolist(), strict=True)]
+    n, ranks = len(table), np.arange(1, len(table) + 1)
+    within: dict[str, set[int]] = {}
+    for i, x in enumerate(parts):
+        for part in x:
+            within.setdefault(part, set()).add(i)
+    others = np.array([n - len(set().union(*(within[part] for part in x))) for x in parts])
+    log = gammaln(np.maximum(others, 0) + 1) - gammaln(np.maximum(others - ranks, 0) + 1)
+    log += gammaln(n - ranks + 1) - gammaln(n + 1)  # of none of the relevant ones among the first
+    chance = np.where(others < ranks, 1.0, 1 - np.exp(log))
     table = table.assign(chance_top=ranks / n, relevant_chance=chance)
     table.insert(0, "rank", ranks)
     return table

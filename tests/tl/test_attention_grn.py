@@ -242,3 +242,17 @@ def test_tl_grn_leads_here(screen, compared):
     pd.testing.assert_frame_equal(screen.uns["scgpt_grn"], compared.uns["scgpt_grn"])
     with pytest.raises((TypeError, ValueError), match="n_permutations"):
         tl.grn(screen, n_permutations=50)
+
+
+def test_blocks_of_unequal_size_keep_the_level():
+    rng, found = np.random.default_rng(3), []
+    sizes = np.full(8, 3), np.full(16, 12)
+    for _ in range(20):
+        cells = [rng.exponential(size=(n, 12, 12)).astype(np.float32) for n in np.concatenate(sizes)]
+        blocks = np.stack([x.mean(axis=0) for x in cells])
+        made = permuted(blocks[:8], blocks[8:], sizes=sizes, n_permutations=100, rng=rng)
+        off = ~np.eye(12, dtype=bool)
+        found.append(((made.p[off] < 0.05).mean(), (made.p_adjusted[off] < 0.05).sum()))
+    share, false = np.mean(found, axis=0)
+    assert 0.03 < share < 0.07
+    assert false < 0.5

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scanpy_scgpt.model import SCGPT
 
 logger = get_logger(__name__)
-_BLOCKS = 16  # of the cells of a group: what permutations move
+_BLOCKS, _LEAST = 16, 3  # of the cells of a group: what permutations move; cells of a block, where there are as many
 _SHUFFLED = 1000  # cells of a single network whose values are exchanged
 
 
@@ -224,7 +224,8 @@ def _networks(
 
         def blocks(values: sparse.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """Networks of blocks, without `<cls>`, and the number of cells of each."""
-            parts = [cells[part] for part in dealt(len(cells), n_blocks, rng)]
+            few = min(n_blocks, max(len(cells) // _LEAST, 2))
+            parts = [cells[part] for part in dealt(len(cells), few, rng)]
             return engine.mean_ranks(values, parts, advance=advance)[:, 1:, 1:], np.array([len(x) for x in parts])
 
         for one in wanted:
@@ -233,12 +234,14 @@ def _networks(
             if one.control is not None:
                 if one.control not in kept:
                     kept[one.control] = blocks(digits, one.control_cells)
-                other, sizes = kept[one.control]
-                weights -= np.average(other, axis=0, weights=sizes).astype(np.float32)
+                other, others = kept[one.control]
+                weights -= np.average(other, axis=0, weights=others).astype(np.float32)
             elif not engine.legacy:
                 exchanged = _exchanged(digits, one.cells, rng)
-                other, _ = blocks(exchanged, np.arange(exchanged.shape[0]))
-            tested = None if engine.legacy else permuted(own, other, n_permutations=n_permutations, rng=rng)
+                other, others = blocks(exchanged, np.arange(exchanged.shape[0]))
+            tested = None
+            if not engine.legacy:
+                tested = permuted(own, other, sizes=(sizes, others), n_permutations=n_permutations, rng=rng)
             yield Network(one, weights, tested)
 
 

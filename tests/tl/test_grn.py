@@ -221,3 +221,46 @@ def test_what_cannot_be_read_back(cells):
     with pytest.raises(KeyError, match=r"'CD3X' has no vector.*did you mean 'C"):
         get.similar_genes(bare, "CD3X")
     assert models.load("mini").vocab.ids(["CD3X"])[0] < 0
+
+
+@pytest.fixture
+def linked(cells):
+    adata = cells.copy()
+    tl.grn(adata, genes=[name for name in adata.var_names if name.startswith("HLA-")], threshold=0.2)
+    return adata
+
+
+def test_what_does_not_belong_any_more_goes_and_groups_need_a_column(linked):
+    adata = linked.copy()
+    adata.uns["scgpt_grn_influence"] = pd.DataFrame({"gene": ["A"]})
+    with pytest.raises(ValueError, match="name it, groupby="):
+        tl.grn(adata, groups=["B"])
+    tl.grn(adata, genes=list(adata.var_names[:30]))
+    assert "scgpt_grn_influence" not in adata.uns
+    with pytest.raises(KeyError, match="no attention network"):
+        tl.target_overlap(adata, ["A"])
+
+
+def test_names_are_no_letters_and_weights_may_be_negative(linked):
+    name = str(linked.uns["scgpt_grn"]["source"].iloc[0])
+    assert get.grn_graph(linked, genes=name).number_of_nodes() == 1
+    with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+        get.grn_edges(linked, genes=[name, name.lower()])
+    assert get.similar_genes(linked, {name: -1}, n=linked.n_vars).loc[name] == pytest.approx(-1)
+    for wrong in ([], {name: 0.0}):
+        with pytest.raises(ValueError, match="empty|no length"):
+            get.similar_genes(linked, wrong)
+
+
+def test_a_directed_network_keeps_both_weights(linked):
+    adata = linked.copy()
+    adata.uns["scgpt_grn"] = pd.DataFrame(
+        {"source": ["A", "B", "A"], "target": ["B", "A", "C"], "weight": [0.2, 0.9, 0.5]}
+    )
+    graph = get.grn_graph(adata)
+    assert graph.is_directed()
+    assert graph["B"]["A"]["weight"] == 0.9
+    assert graph["A"]["B"]["weight"] == 0.2
+    flat = get.grn_graph(adata, directed=False)
+    assert flat["A"]["B"]["weight"] == 0.9
+    assert not get.grn_graph(linked).is_directed()

@@ -15,7 +15,7 @@ from scanpy_scgpt._validate import check_one_of
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_GROUP = "group"
+_GROUP, _NO_LENGTH = "group", 1e-9
 
 
 def grn_edges(
@@ -62,7 +62,8 @@ def grn_edges(
         check_one_of(group, groups, name="group")
         edges = edges[edges[_GROUP] == group]
     if genes is not None:
-        edges = edges[edges["source"].isin(list(genes)) & edges["target"].isin(list(genes))]
+        genes = _named(adata, genes, edges)
+        edges = edges[edges["source"].isin(genes) & edges["target"].isin(genes)]
     if threshold is not None:
         edges = edges[edges["weight"] > threshold]
     if both_ways:
@@ -78,7 +79,7 @@ def grn_graph(
     group: str | None = None,
     genes: Sequence[str] | None = None,
     threshold: float | None = None,
-    directed: bool = False,
+    directed: bool | None = None,
 ) -> Any:
     """A network of genes as a graph.
 
@@ -91,7 +92,8 @@ def grn_graph(
     key, group, genes, threshold
         As in :func:`grn_edges`.
     directed
-        Edges go from `source` to `target`.
+        Edges go from `source` to `target`; by default those of attention do. Without a direction the larger of two
+        opposite edges counts.
 
     Returns
     -------
@@ -111,8 +113,11 @@ def grn_graph(
         names = ", ".join(map(repr, dict.fromkeys(edges[_GROUP])))
         msg = f"adata.uns[{key!r}] has networks of several groups: {names}. Name one: group=..."
         raise ValueError(msg)
+    directed = _has_direction(edges) if directed is None else directed
+    if not directed:
+        edges = _one_way(edges)
     own = pd.concat([edges["source"], edges["target"]])
-    nodes = list(dict.fromkeys([*(genes or ()), *own]))
+    nodes = list(dict.fromkeys([*([] if genes is None else _named(adata, genes, edges)), *own]))
     if as_ == "igraph":
         import igraph
 
@@ -130,6 +135,35 @@ def grn_graph(
     return graph
 
 
+def _named(adata: AnnData, genes: str | Sequence[str], edges: pd.DataFrame) -> list[str]:
+    """The genes, all of which must be there."""
+    wanted = [genes] if isinstance(genes, str) else list(map(str, genes))
+    known = {*adata.var_names.astype(str), *edges["source"], *edges["target"]}
+    lost = [gene for gene in wanted if gene not in known]
+    if lost:
+        folded = {name.casefold(): name for name in sorted(known)}
+        near = difflib.get_close_matches(lost[0].casefold(), folded, n=1)
+        hint = f"; did you mean {folded[near[0]]!r}" if near else ""
+        msg = f"{len(lost)} of the {len(wanted)} genes are not there, such as {lost[0]!r}{hint}. Leave them out."
+        raise ValueError(msg)
+    return wanted
+
+
+def _has_direction(edges: pd.DataFrame) -> bool:
+    """Whether any pair stands in the table from either end with two weights."""
+    turned = edges.rename(columns={"source": "target", "target": "source"})
+    both = edges.merge(turned, on=["source", "target"], suffixes=("", "_back"))
+    return bool((both["weight"] != both["weight_back"]).any())
+
+
+def _one_way(edges: pd.DataFrame) -> pd.DataFrame:
+    """Each pair once, with the weight of the larger size."""
+    pair = np.sort(edges[["source", "target"]].astype(str).to_numpy(), axis=1)
+    order = edges["weight"].abs().sort_values(ascending=False, kind="stable").index
+    first = ~pd.DataFrame(pair, index=edges.index).loc[order].duplicated()
+    return edges.loc[np.sort(first.index[first])]
+
+
 def similar_genes(
     adata: AnnData,
     genes: str | Sequence[str] | Mapping[str, float],
@@ -144,7 +178,7 @@ def similar_genes(
     adata
         Cells with vectors of genes in `.varm`.
     genes
-        A gene; or several, whose mean vector is taken; or genes and their weights in the mean.
+        A gene; or several, whose mean vector is taken; or genes and their weights in the mean, also below 0.
     n
         Number of genes.
     use_varm
@@ -158,6 +192,8 @@ def similar_genes(
     ------
     KeyError
         When there are no such vectors or genes.
+    ValueError
+        For fewer than one gene, or weights whose mean has no length.
     """
     if use_varm not in adata.varm:
         found = ", ".join(map(str, adata.varm)) or "none"
@@ -165,13 +201,20 @@ def similar_genes(
         raise KeyError(msg)
     vectors = pd.DataFrame(np.asarray(adata.varm[use_varm]), index=adata.var_names).dropna()
     weights = {genes: 1.0} if isinstance(genes, str) else genes
+    if n < 1 or not len(weights):
+        msg = f"n={n!r}: give 1 or more." if n < 1 else "genes is empty: name a gene, or several."
+        raise ValueError(msg)
     weights = pd.Series(weights if isinstance(weights, Mapping) else dict.fromkeys(weights, 1.0), dtype=float)
     if lacking := [gene for gene in weights.index if gene not in vectors.index]:
-        near = difflib.get_close_matches(lacking[0], vectors.index, n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
+        folded = {str(name).casefold(): str(name) for name in vectors.index}
+        near = difflib.get_close_matches(lacking[0].casefold(), folded, n=1)
+        hint = f"; did you mean {folded[near[0]]!r}" if near else ""
         msg = f"{lacking[0]!r} has no vector in adata.varm[{use_varm!r}]{hint}."
         raise KeyError(msg)
-    mean = weights.to_numpy() @ vectors.loc[weights.index].to_numpy() / weights.sum()
+    mean = weights.to_numpy() @ vectors.loc[weights.index].to_numpy()
+    if not np.linalg.norm(mean) > _NO_LENGTH:
+        msg = f"The weighted mean of {', '.join(map(repr, weights.index[:3]))} has no length. Give other weights."
+        raise ValueError(msg)
     lengths = np.linalg.norm(vectors.to_numpy(), axis=1) * np.linalg.norm(mean)
     cosines = pd.Series(vectors.to_numpy() @ mean / lengths, index=vectors.index, name="cosine")
     return cosines.sort_values(ascending=False, kind="stable").head(n)

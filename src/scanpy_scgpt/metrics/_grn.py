@@ -43,7 +43,8 @@ def grn(
     Parameters
     ----------
     edges
-        Columns `source`, `target`, `weight`; or one such table for each method, by its name.
+        Columns `source`, `target`, `weight`; or one such table for each method, by its name. Edges without a direction,
+        such as those of `tl.grn`, are needed both ways: `get.grn_edges(adata, both_ways=True)`.
     reference
         Columns `source` and `target`: known edges.
     genes
@@ -205,7 +206,7 @@ def target_overlap(
         msg = f"ranked has {twice!r} more than once. Keep the best place: list(dict.fromkeys(ranked))."
         raise ValueError(msg)
     everything = set(order) if genes is None else set(map(str, genes)) | set(order)
-    wanted = set(map(str, targets))
+    wanted = {targets} if isinstance(targets, str) else set(map(str, targets))
     known = wanted & everything
     if not known:
         msg = (
@@ -214,7 +215,10 @@ def target_overlap(
         )
         raise ValueError(msg)
     rows = {}
-    for n in n_top:
+    for n in map(int, np.atleast_1d(n_top)):
+        if n < 1:
+            msg = f"n_top={n_top!r}: numbers of first genes, 1 or more."
+            raise ValueError(msg)
         first = order[:n]
         hits = [gene for gene in first if gene in known]
         background, size = len(known) / len(everything), max(len(first), 1)

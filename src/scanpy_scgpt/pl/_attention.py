@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _UP, _DOWN, _INK, _PLAIN = "#b2182b", "#2166ac", "#1f4e79", "#d9d9d9"
+_MOST_GENES = 100  # of a heat map
 _WIDTHS = (0.6, 4.0)  # of edges, weakest and strongest
 
 
@@ -116,8 +117,12 @@ def attention_difference(
         raise ValueError(msg)
     if genes is None:
         genes = [source, *_first_targets(made, source, n_top)["target"].astype(str)]
+    genes = [genes] if isinstance(genes, str) else list(genes)
     for gene in genes:
         check_one_of(gene, made.genes, name="a gene of the network")
+    if not 2 <= len(genes) <= _MOST_GENES:  # noqa: PLR2004
+        msg = f"{len(genes)} genes: a heat map has room for 2 to {_MOST_GENES}. Name others: genes=[...], or n_top=."
+        raise ValueError(msg)
     places = [made.genes.index(gene) for gene in genes]
     weights = np.asarray(made.record["weights"], dtype=np.float64)[made.number][np.ix_(places, places)]
     np.fill_diagonal(weights, np.nan)
@@ -184,7 +189,7 @@ def target_network(
     """
     made = _made(adata, key, group, function="pl.target_network")
     edges = _first_targets(made, source, n_top)
-    known = set(map(str, () if targets is None else targets))
+    known = {targets} if isinstance(targets, str) else set(map(str, () if targets is None else targets))
     weight = edges["weight"].to_numpy(dtype=np.float64)
     between = bool(str(made.record["controls"][made.number]))
     size = np.abs(weight) if between else weight - weight.min()

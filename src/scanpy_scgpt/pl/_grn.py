@@ -74,7 +74,7 @@ def grn(
     import networkx as nx
 
     check_anndata(adata, function="pl.grn")
-    graph = grn_graph(adata, key=key, group=group, genes=genes, threshold=threshold)
+    graph = grn_graph(adata, key=key, group=group, genes=genes, threshold=threshold, directed=False)
     parts = [part for part in nx.connected_components(graph) if len(part) >= min_genes]
     graph = graph.subgraph({gene for part in parts for gene in part})
     if not graph.number_of_edges():

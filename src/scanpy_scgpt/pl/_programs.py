@@ -155,7 +155,7 @@ def enrichment(
     ours = next(name for name in _OURS if name in set(summary["network"]))
     kinds = [name for name in _COLORS if name in set(summary["network"])]
     if ours != "lists":
-        check_one_of(against, [name for name in kinds if name not in {ours, "random"}] or [against], name="against")
+        check_one_of(against, [name for name in _COLORS if name not in {ours, "random"}], name="against")
         levels = list(dict.fromkeys(summary["resolution"]))
         best = summary[summary["network"] == ours].set_index("resolution")["hits"].idxmax()
         resolution = float(best if resolution is None else resolution)
@@ -164,7 +164,8 @@ def enrichment(
     _, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=[1, 1.1])
     _counts(axes[0], summary, kinds)
     hits = {name: tests[(tests["network"] == name) & tests["hit"].astype(bool)] for name in (ours, against)}
-    _list(axes[1], hits[ours], set(hits[against]["gene_set"]), n_sets, against, resolution)
+    others = set(hits[against]["gene_set"]) if against in kinds else None
+    _list(axes[1], hits[ours], others, n_sets, (ours, against), resolution)
     if show is False:
         return axes
     plt.show()
@@ -187,25 +188,28 @@ def _counts(ax: Axes, summary: pd.DataFrame, kinds: Sequence[str]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _list(ax: Axes, hits: pd.DataFrame, others: set[str], n_sets: int, against: str, resolution: float | None) -> None:
-    """Bars of p values of the sets that were hit, in another colour where the other kind has them too."""
+def _list(
+    ax: Axes, hits: pd.DataFrame, others: set[str] | None, n_sets: int, names: tuple[str, str], resolution: float | None
+) -> None:
+    """Bars of p values of the sets that were hit, in another colour where the other kind, if tested, has them too."""
     own = hits.drop_duplicates("gene_set")
-    common = own["gene_set"].isin(others)
+    ours, against = (_TITLES.get(name, name) for name in names)
     at = "" if resolution is None else f"resolution {resolution:g}: "
-    rest = len(others - set(own["gene_set"]))
-    ax.set_title(
-        f"{at}{common.sum()} common, {(~common).sum()} scGPT alone, {rest} {_TITLES.get(against, against)} alone",
-        fontsize=9,
-    )
+    title = f"{at}{len(own)} sets"
+    if others is not None:
+        common = own["gene_set"].isin(others)
+        rest = len(others - set(own["gene_set"]))
+        title = f"{at}{common.sum()} common, {(~common).sum()} {ours} alone, {rest} {against} alone"
+    ax.set_title(title, fontsize=9)
+    others = others or set()
     shown = own.head(n_sets)
     colors = [_COLORS["scgpt"] if gene_set not in others else "#9dc3e6" for gene_set in shown["gene_set"]]
     smallest = np.finfo(np.float64).tiny
     ax.barh(np.arange(len(shown)), -np.log10(shown["p_adjusted"].clip(lower=smallest)), color=colors)
-    names = [_readable(name)[:60] for name in shown["gene_set"]]
-    ax.set_yticks(np.arange(len(shown)), names, fontsize=7)
+    ax.set_yticks(np.arange(len(shown)), [_readable(name)[:60] for name in shown["gene_set"]], fontsize=7)
     ax.invert_yaxis()
     ax.grid(visible=False)
-    ax.set_xlabel("-log10 corrected p (dark: scGPT alone)")
+    ax.set_xlabel("-log10 corrected p" + (f" (dark: {ours} alone)" if others else ""))
     ax.spines[["top", "right"]].set_visible(False)
 
 

@@ -128,6 +128,8 @@ def gene_programs(
     if use_varm is None:
         adata.varm[GrnKeys.varm] = vectors
     adata.uns[keys.table] = as_table(programs, of)
+    for slot in (keys.tests, keys.hits):
+        adata.uns.pop(slot, None)  # of former programs
     if found is not None:
         adata.obsm[keys.scores] = found
     elif keys.scores in adata.obsm:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from scanpy_scgpt._keys import UNS, GrnKeys
+from scanpy_scgpt._keys import UNS, AttentionKeys, GrnKeys
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._validate import check_anndata, check_one_of, copied, seed_of
 from scanpy_scgpt._version import __version__
@@ -145,6 +145,9 @@ def grn(
     started = time.perf_counter()
     check_anndata(adata, function="tl.grn", copy=copy)
     _check(threshold, n_neighbors, min_cells, key_added)
+    if groups is not None and groupby is None:
+        msg = f"groups={groups!r} are groups of a column: name it, groupby=..."
+        raise ValueError(msg)
     keys, checkpoint = GrnKeys.named(key_added), network_of(model)
     at = chosen_genes(adata, genes, verb="grn")
     made = {"where": {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols}, "min_genes": min_genes}
@@ -166,6 +169,7 @@ def grn(
     slots = {group: keys.varm if groupby is None else keys.of_group(group) for group in vectors}
     for group, slot in slots.items():
         adata.varm[slot] = vectors[group]
+    adata.uns.pop(AttentionKeys.named(key_added).influence, None)  # of a former network of attention
     adata.uns[keys.edges] = edges.drop(columns="group") if groupby is None else edges
     record = {**of_cells, "method": method, "model": checkpoint.name, "model_hash": checkpoint.digest}
     record |= {"groupby": groupby or "", "groups": list(slots), "varm": list(slots.values()), "center": center}

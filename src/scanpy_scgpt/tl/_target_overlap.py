@@ -63,7 +63,7 @@ def target_overlap(
     check_anndata(adata, function="tl.target_overlap")
     keys = AttentionKeys.named(key)
     record = adata.uns.get(UNS, {}).get(keys.uns, {})
-    if "genes" not in record or keys.influence not in adata.uns:
+    if record.get("method") == "embedding" or "genes" not in record or keys.influence not in adata.uns:
         msg = f"adata has no attention network {keys.edges!r}. Make it first: scgpt.tl.attention_network(adata, ...)."
         raise KeyError(msg)
     by = by or ("received" if source is None else "weight")

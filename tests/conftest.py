@@ -27,6 +27,26 @@ DATA_DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 # Genes that the cells do not have. XK has the former name "NA", which stands for "no name" in many files.
 OTHER_GENES = ("INS", "GCG", "ALB", "APOA1", "MYH7", "TTN", "GFAP", "SNAP25", "PAX6", "SOX2", "XK")
 
+LONGEST = (  # files, the longest first: begun last, one of them would keep a single worker busy at the end
+    "tests/test_notebooks.py",
+    "tests/tl/test_annotate.py",
+    "tests/test_docs.py",
+    "tests/tl/test_integrate.py",
+    "tests/pretrain/test_distributed.py",
+    "tests/pretrain/test_kill.py",
+    "tests/test_studies.py",
+    "tests/tl/test_gene_programs.py",
+    "tests/metrics/test_integrate.py",
+    "tests/tl/test_perturb.py",
+    "tests/tl/test_mudata.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -188,6 +188,11 @@ def patterns(there: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
     bits = sum(np.asarray(there[name], dtype=np.int64) << i for i, name in enumerate(names))
     present, codes = np.unique(bits, return_inverse=True)
     return codes, ["+".join(n for i, n in enumerate(names) if bit >> i & 1) or "nothing" for bit in present.tolist()]
+
+
+def patterns_of(mdata: MuData, found: Sequence[Modality]) -> tuple[np.ndarray, list[str]]:
+    """:func:`patterns` of modalities, named by what they are; in their order."""
+    return patterns({one.kind: rows_of(mdata, one.name) >= 0 for one in found})
 
 
 def column_of(mdata: MuData, key: str) -> pd.Series:

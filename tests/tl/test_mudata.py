@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scanpy_scgpt import pl, tl
+from scanpy_scgpt import model, pl, tl
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning"),  # of mudata, of its next release
@@ -70,6 +70,76 @@ def test_integrated_written_read_and_integrated_again(mosaic, tmp_path, caplog):
     tl.integrate(back, model=tmp_path / "model", key_added="applied", device="cpu")
     np.testing.assert_allclose(back.obsm["applied"], vectors, atol=1e-5)
     assert back.uns["scgpt"]["integrate_applied"]["applied"]
+
+
+@pytest.fixture(scope="module")
+def space(whole, tmp_path_factory):
+    """Folder of a model of 60 cells with both modalities, whose counts of genes lie in a layer."""
+    mdata = together(rna=whole["rna"][:60].copy(), prot=whole["prot"][:60].copy())
+    mdata.mod["rna"].layers["raw"] = mdata.mod["rna"].X.copy()
+    mdata.obs["donor"] = np.where(np.arange(60) % 2, "d1", "d2")
+    folder = tmp_path_factory.mktemp("space") / "model"
+    tl.integrate(mdata, "donor", layer={"rna": "raw"}, correct=True, n_components=10, save=folder, **FAST)
+    return folder
+
+
+def permuted(rna):
+    """The same cells with the right counts in a layer and others in `X`."""
+    rna = rna.copy()
+    rna.layers["raw"] = rna.X.copy()
+    rna.X = rna.X[:, np.random.default_rng(0).permutation(rna.n_vars)].copy()
+    return rna
+
+
+def test_a_trained_model_reads_the_layer_and_the_modalities_that_are_named(whole, space, caplog):
+    right = together(rna=whole["rna"][60:90].copy())
+    with pytest.raises(KeyError, match=r"mod\['rna'\] has no layer 'raw'.*or \{\} for X"):
+        tl.integrate(right, model=space, device="cpu")
+    expected = tl.integrate(right, model=space, layer={}, device="cpu", copy=True).obsm["X_scgpt_integrated"]
+    query = together(strange=permuted(whole["rna"][60:90]))
+    given = {"layer": {"strange": "raw"}, "modalities": {"strange": "rna"}}
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.integrate(query, model=space, max_epochs=3, device="cpu", **given)
+    np.testing.assert_allclose(query.obsm["X_scgpt_integrated"], expected, atol=1e-5)
+    assert "max_epochs has no effect" in caplog.text
+    assert "30 cells are taken as one new batch, 'query'" in caplog.text
+    assert "1 new ('query'), laid over them" in caplog.text
+    assert str(space) in caplog.text
+    assert "weights are free" not in caplog.text
+    record = query.uns["scgpt"]["integrate"]
+    assert record["new_batches"] == ["query"]
+    assert record["shared_features"]["rna"][0] == record["shared_features"]["rna"][1]
+    reference = model.SCGPTMulti.load(space, adata=False, accelerator="cpu")
+    setup = {"layers": {"strange": "raw"}, "modalities": {"strange": "rna"}}
+    found = model.SCGPTMulti.load_query_data(query, reference, **setup)
+    assert np.isfinite(found.get_latent_representation()).all()
+    for wrong, error, text in (
+        ({"layer": {"rna": "typo"}}, KeyError, "no layer 'typo'"),
+        ({"layer": {"rn": "raw"}}, ValueError, "did you mean 'rna'"),
+        ({"modalities": {"rn": "rna"}}, KeyError, "Did you mean 'rna'"),
+    ):
+        with pytest.raises(error, match=text):
+            tl.integrate(right, model=space, device="cpu", **wrong)
+    with pytest.raises(TypeError, match="knows no argument 'layer'"):
+        model.SCGPTMulti.load_query_data(query, reference, layer="raw")
+
+
+def test_cells_without_any_modality_get_nothing_invented(mosaic, caplog):
+    mosaic.mod["rna"].obs["donor"] = np.where(np.arange(120) % 2, "d1", "d2")
+    smaller = together(rna=mosaic.mod["rna"][:110].copy(), prot=mosaic.mod["prot"].copy())
+    tl.integrate(smaller, "donor", n_components=10, network_weight=0, **FAST)
+    mosaic.mod["rna"] = mosaic.mod["rna"][:110].copy()  # and no mdata.update()
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.integrate(mosaic, "donor", n_components=10, network_weight=0, **FAST)
+    vectors = mosaic.obsm["X_scgpt_integrated"]
+    nothing = (mosaic.obs["scgpt_modalities"] == "nothing").to_numpy()
+    assert nothing.sum() == 10
+    assert np.isnan(vectors[nothing]).all()
+    np.testing.assert_allclose(vectors[~nothing], smaller.obsm["X_scgpt_integrated"], atol=1e-5)
+    assert mosaic.uns["scgpt"]["integrate"]["batches"] == ["d1", "d2"]
+    assert mosaic.uns["scgpt"]["integrate"]["measured"] == smaller.uns["scgpt"]["integrate"]["measured"]
+    assert "10 cells have no modality that takes part, and NaN" in caplog.text
 
 
 def test_batches_of_the_modalities(mosaic):
@@ -158,6 +228,9 @@ def test_embedded_by_what_the_checkpoint_knows(whole, caplog):
     np.testing.assert_array_equal(found.loc[alone.obs_names], alone.obsm["X_scgpt"])
     assert found.isna().all(axis=1).sum() == 20
     assert "20 cells have nothing that mini" in caplog.text
+    assert mdata.obs["scgpt_modalities"].value_counts().to_dict() == {"rna": 30, "rna+protein": 10, "protein": 20}
+    with pytest.raises(ValueError, match="knows nothing of these cells: 'prot' is protein"):
+        tl.embed(together(prot=whole["prot"][:5].copy()), device="cpu")
 
 
 def test_drawn(mosaic):

@@ -12,15 +12,17 @@ from scvi.data.fields import BaseAnnDataField
 
 from scanpy_scgpt._logging import get_logger, quiet
 from scanpy_scgpt._modalities import (
+    KINDS,
     Kind,
     Modality,
     column_of,
     find_modalities,
     own_features,
-    patterns,
+    patterns_of,
     rows_of,
     values_of,
 )
+from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.tokenizer import match_peaks, peak_tokens, protein_tokens
 
 from .fields import CategoryField
@@ -107,6 +109,12 @@ class ModalitiesField(BaseAnnDataField):
         named = self.modalities
         return find_modalities(mdata, named if named and set(named) <= set(mdata.mod) else None)
 
+    def _require_named(self, mdata: MuData) -> None:
+        """Of cells that a model is made from: what was named must be there."""
+        with quiet("scanpy_scgpt._modalities"):
+            find_modalities(mdata, self.modalities)
+        check_layers(mdata, self.layers)
+
     def part(self, mdata: MuData, one: Modality) -> AnnData:
         """A modality without columns of another kind."""
         adata = mdata.mod[one.name]
@@ -118,7 +126,10 @@ class ModalitiesField(BaseAnnDataField):
         layer = self.layers.get(one.name, self.layers.get(one.kind))
         if layer is not None and layer not in mdata.mod[one.name].layers:
             listed = ", ".join(map(repr, mdata.mod[one.name].layers)) or "none"
-            msg = f"mdata.mod[{one.name!r}] has no layer {layer!r}. Layers: {listed}."
+            msg = (
+                f"mdata.mod[{one.name!r}] has no layer {layer!r}. Layers: {listed}. Say where its counts are: "
+                f"{{{one.name!r}: 'counts'}}, or {{}} for X."
+            )
             raise KeyError(msg)
         return layer
 
@@ -144,6 +155,7 @@ class ModalitiesField(BaseAnnDataField):
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
         """Names of modalities, tokens of features, names of the genes, sizes."""
+        self._require_named(mdata)
         self.validate_field(mdata)
         found = self.found(mdata)
         state = self._shared(mdata, found)
@@ -161,7 +173,7 @@ class ModalitiesField(BaseAnnDataField):
         symbols = names
         if rna is not None and self.gene_symbols is not None:
             symbols = self.part(mdata, rna).var[self.gene_symbols].astype(str).to_numpy()
-        codes, listed = patterns({one.kind: rows_of(mdata, one.name) >= 0 for one in found})
+        codes, listed = patterns_of(mdata, found)
         counted = np.bincount(codes, minlength=len(listed))
         logger.info("cells: %s", " · ".join(f"{n:,} with {name}" for name, n in zip(listed, counted, strict=True)))
         return {
@@ -200,6 +212,18 @@ class ModalitiesField(BaseAnnDataField):
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> None:
         """There is nothing to show beyond the summary."""
+
+
+def check_layers(mdata: MuData, layers: Mapping[str, str] | None) -> None:
+    """Layers are said by the names of modalities, or by what they are.
+
+    Raises
+    ------
+    ValueError
+        For another name.
+    """
+    for name in layers or ():
+        check_one_of(name, dict.fromkeys([*mdata.mod, *KINDS]), name="a modality in layer")
 
 
 def _require_peaks(name: str, features: pd.Index) -> None:

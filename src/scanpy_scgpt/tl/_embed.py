@@ -128,6 +128,8 @@ def embed(
         Vector of each cell. A cell without any gene of the vocabulary gets the vector of an empty cell.
     `.obs["scgpt_qc"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
         `ok` or `empty`; written only when there are empty cells (or the column exists).
+    `.obs["scgpt_modalities"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
+        Of a MuData: the modalities that a cell has, such as `rna+protein`, known to the checkpoint or not.
     `.varm["scgpt_genes"]` : float32, shape `(n_vars, d_model)`
         With `gene_embeddings=True`: vector of each gene, NaN where it has no token.
     `.uns["scgpt"]["embed"]` : :class:`dict`

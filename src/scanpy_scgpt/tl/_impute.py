@@ -17,7 +17,7 @@ from scanpy_scgpt._validate import seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
-from ._integrate import train
+from ._integrators import train
 from ._mudata import BATCH, layers_of, lent
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def impute_modality(
     name, kind = _target(mdata, to, modalities)
     keys = ImputeKeys.named(name, key_added)
     mdata = mdata.copy() if copy else mdata
-    setup = {"modalities": modalities, "layers": layers_of(layer), "n_top_peaks": n_top_peaks}
+    setup = {"modalities": modalities, "layers": layers_of(mdata, layer), "n_top_peaks": n_top_peaks}
     made = {"network_weight": network_weight, "n_top_genes": n_top_genes, "min_genes": min_genes, "rng": seed % 2**31}
     batches = None if batch_key is None else column_of(mdata, batch_key)
     with quiet("scvi", "scanpy_scgpt.data.fields"), lent(mdata, batches) as cells:

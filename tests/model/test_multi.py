@@ -221,6 +221,8 @@ def test_arguments_that_do_not_fit(mosaic, cite):
         model.SCGPTMulti.setup_mudata(cite["rna"].copy())
     with pytest.raises(TypeError, match="For one AnnData there is SCGPTIntegrator"):
         model.SCGPTMulti.setup_anndata(cite["rna"].copy())
+    with pytest.raises(ValueError, match=r"Register them first: SCGPTMulti.setup_mudata\(mdata\)"):
+        model.SCGPTMulti(mosaic.copy(), **SETTINGS)
     model.SCGPTMulti.setup_mudata(mosaic)
     for given, text in (
         ({"start": "zero"}, "start"),

@@ -15,13 +15,13 @@ from scipy import sparse
 from scanpy_scgpt._optional import require
 
 if TYPE_CHECKING:
-    from ._modalities import _Task
+    from ._modal_task import Task
 
 _PARTNERS, _LEAST = 5, 0.1  # genes that a feature is tied to, and the correlation that it takes
 _EPOCHS = 300
 
 
-def glue(task: _Task) -> np.ndarray:
+def glue(task: Task) -> np.ndarray:
     """Vectors of all cells; of a cell with several modalities the mean of its vectors."""
     scglue = require("scglue", extra="glue", needed_for="the method 'glue'")
     scglue.log.console_log_level = logging.ERROR
@@ -52,7 +52,7 @@ def glue(task: _Task) -> np.ndarray:
     return out / np.maximum(n, 1)
 
 
-def guidance(task: _Task, parts: Mapping[str, sc.AnnData]) -> nx.MultiDiGraph:
+def guidance(task: Task, parts: Mapping[str, sc.AnnData]) -> nx.MultiDiGraph:
     """Each feature by itself, and tied to the genes that vary most with it in cells that have both."""
     graph = nx.MultiDiGraph()
     for cells in parts.values():

@@ -8,113 +8,32 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import KNeighborsRegressor
 
 from scanpy_scgpt._logging import quiet
 from scanpy_scgpt._modalities import (
     check_mudata,
-    column_of,
-    find_modalities,
-    own_features,
-    patterns,
-    rows_of,
-    values_of,
 )
 from scanpy_scgpt._optional import require
 from scanpy_scgpt._validate import check_one_of
 
 from ._glue import glue
 from ._integrate import Integration
+from ._modal_task import Task, logged
 
 if TYPE_CHECKING:
     from mudata import MuData
 
 _LOUD = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning", "scvi", "mofapy2")
 _NEIGHBOURS = 25
-
-
-class _Task:
-    """What the methods are given: matrices of all cells, zero rows where a cell lacks a modality."""
-
-    def __init__(self, mdata: MuData, batch_key: str | None, n_top_genes: int, n_comps: int, rng: int) -> None:
-        self.n_comps, self.rng, self.max_epochs = n_comps, rng, None
-        self.n_obs, self.names = mdata.n_obs, np.asarray(mdata.obs_names)
-        self.counts: dict[str, sparse.csr_matrix] = {}
-        self.features: dict[str, pd.Index] = {}
-        self.there: dict[str, np.ndarray] = {}
-        with quiet("scanpy_scgpt._modalities"):
-            for one in find_modalities(mdata):
-                mod = mdata.mod[one.name]
-                mine = own_features(mod, one.kind)
-                values, _ = values_of(mod if mine.all() else mod[:, mine], one.kind)
-                rows = rows_of(mdata, one.name)
-                empty = sparse.csr_matrix((1, values.shape[1]), dtype=values.dtype)
-                stacked = sparse.vstack([values, empty], format="csr")
-                self.counts[one.kind] = stacked[np.where(rows < 0, values.shape[0], rows)]
-                self.features[one.kind] = mod.var_names[mine]
-                self.there[one.kind] = rows >= 0
-        if "rna" in self.counts:
-            self._keep_variable(n_top_genes)
-        codes, listed = patterns(self.there)
-        batch = np.full(self.n_obs, "all") if batch_key is None else column_of(mdata, batch_key).astype(str).to_numpy()
-        self.batch = batch
-        self.groups = np.asarray([f"{b}|{listed[c]}" for b, c in zip(batch, codes, strict=True)])
-
-    def _keep_variable(self, n: int) -> None:
-        """The highly variable genes alone."""
-        there = self.there["rna"]
-        cells = sc.AnnData(_logged(self.counts["rna"][there]))
-        if n < cells.n_vars:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                table = sc.pp.highly_variable_genes(cells, n_top_genes=n, inplace=False)
-            chosen = np.flatnonzero(table["highly_variable"].to_numpy())
-            self.counts["rna"], self.features["rna"] = self.counts["rna"][:, chosen], self.features["rna"][chosen]
-
-    @cached_property
-    def scaled(self) -> Mapping[str, np.ndarray | sparse.csr_matrix]:
-        """Values that components are made of."""
-        out = {}
-        for kind, x in self.counts.items():
-            if kind == "rna":
-                out[kind] = _logged(x)
-            elif kind == "protein":
-                logged = x.log1p().toarray()
-                out[kind] = logged - logged.mean(axis=1, keepdims=True)
-            else:
-                share = np.asarray((x != 0).mean(axis=0)).ravel()
-                out[kind] = _logged(x) @ sparse.diags(np.log1p(1 / np.maximum(share, 1 / len(share))))
-        return out
-
-    @cached_property
-    def components(self) -> Mapping[str, np.ndarray]:
-        """Principal components of each modality, of spread 1, `(n_cells, n_comps)`; zero where a cell lacks it."""
-        out = {}
-        for kind, x in self.scaled.items():
-            there = self.there[kind]
-            n = min(self.n_comps, min(x[there].shape) - 1)
-            if kind == "atac":
-                found = TruncatedSVD(n + 1, random_state=self.rng).fit_transform(x[there])[:, 1:]
-            else:
-                found = sc.pp.pca(x[there], n_comps=n, random_state=self.rng)
-            out[kind] = np.zeros((self.n_obs, found.shape[1]), dtype=np.float32)
-            out[kind][there] = found / max(float(found.std()), 1e-6)
-        return out
-
-
-def _logged(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    total = np.asarray(x.sum(axis=1), dtype=np.float32).ravel()
-    factor = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)
-    return sparse.csr_matrix(sparse.diags(factor) @ x).log1p()
+_LEAST = 20  # cells that have both modalities
 
 
 @contextlib.contextmanager
@@ -139,11 +58,11 @@ def _silent(rng: int) -> Iterator[None]:
             scvi.settings.verbosity, scvi.settings.seed = before, seed
 
 
-def _pca(task: _Task) -> np.ndarray:
+def _pca(task: Task) -> np.ndarray:
     return np.concatenate(list(task.components.values()), axis=1)
 
 
-def _harmony(task: _Task) -> np.ndarray:
+def _harmony(task: Task) -> np.ndarray:
     import harmonypy
 
     x = _pca(task).astype(np.float64)
@@ -154,7 +73,7 @@ def _harmony(task: _Task) -> np.ndarray:
         return harmonypy.run_harmony(x, names, "batch", verbose=False, random_state=task.rng).Z_corr
 
 
-def _totalvi_model(task: _Task) -> Any:
+def _totalvi_model(task: Task) -> Any:
     import scvi
 
     _require(task, "totalVI", "rna", "protein")
@@ -172,12 +91,12 @@ def _totalvi_model(task: _Task) -> Any:
 _QUIET = {"enable_progress_bar": False}
 
 
-def _totalvi(task: _Task) -> np.ndarray:
+def _totalvi(task: Task) -> np.ndarray:
     with _silent(task.rng):
         return _totalvi_model(task).get_latent_representation()
 
 
-def _multivi(task: _Task) -> np.ndarray:
+def _multivi(task: Task) -> np.ndarray:
     import mudata
     import scvi
 
@@ -199,7 +118,7 @@ def _multivi(task: _Task) -> np.ndarray:
         return model.get_latent_representation()
 
 
-def _mofa(task: _Task) -> np.ndarray:
+def _mofa(task: Task) -> np.ndarray:
     import mudata
 
     muon = require("muon", extra="multimodal", needed_for="the method 'mofa'")
@@ -221,7 +140,7 @@ def _mofa(task: _Task) -> np.ndarray:
         return pd.DataFrame(cells.obsm["X_mofa"], index=cells.obs_names).loc[task.names].to_numpy()
 
 
-def _scmomat(task: _Task) -> np.ndarray:
+def _scmomat(task: Task) -> np.ndarray:
     scmomat = require("scmomat", extra="multimodal", needed_for="the method 'scmomat'")
     with _silent(task.rng):
         groups = np.unique(task.groups)
@@ -243,19 +162,19 @@ def _scmomat(task: _Task) -> np.ndarray:
         return out
 
 
-def _glue(task: _Task) -> np.ndarray:
+def _glue(task: Task) -> np.ndarray:
     with _silent(task.rng):
         return glue(task)
 
 
-def _require(task: _Task, method: str, *kinds: str) -> None:
+def _require(task: Task, method: str, *kinds: str) -> None:
     lacking = [kind for kind in kinds if kind not in task.counts]
     if lacking:
         msg = f"{method} needs the modality {lacking[0]!r}, and the cells have {', '.join(map(repr, task.counts))}."
         raise ValueError(msg)
 
 
-MODAL_METHODS: Mapping[str, Callable[[_Task], np.ndarray]] = {
+MODAL_METHODS: Mapping[str, Callable[[Task], np.ndarray]] = {
     "pca": _pca,
     "harmony": _harmony,
     "totalvi": _totalvi,
@@ -311,9 +230,10 @@ def integrate_modalities(
         When the package of a method is not installed.
     """
     check_mudata(mdata, function="baselines.integrate_modalities")
+    methods = [methods] if isinstance(methods, str) else methods
     for name in methods:
         check_one_of(name, MODAL_METHODS, name="a method")
-    task = _Task(mdata, batch_key, n_top_genes, n_comps, rng)
+    task = Task(mdata, batch_key, n_top_genes, n_comps, rng)
     task.max_epochs = max_epochs
     out = {}
     for name in methods:
@@ -341,7 +261,7 @@ def impute_modality(
     mdata
         Cells; not changed.
     to
-        `"protein"`, `"atac"` or `"rna"`.
+        Name of the modality, or its kind: `"protein"`, `"atac"`, `"rna"`.
     batch_key
         Column with the batches, for totalVI.
     methods
@@ -357,18 +277,28 @@ def impute_modality(
     Raises
     ------
     ValueError
-        For an unknown method or modality.
+        For an unknown method or modality, or when fewer than 20 cells have it beside another.
     """
     check_mudata(mdata, function="baselines.impute_modality")
+    methods = [methods] if isinstance(methods, str) else methods
     for name in methods:
         check_one_of(name, ("mean", "neighbours", "ridge", "totalvi"), name="a method")
-    task = _Task(mdata, batch_key, n_top_genes, n_comps, rng)
+    task = Task(mdata, batch_key, n_top_genes, n_comps, rng)
     task.max_epochs = max_epochs
-    check_one_of(to, task.counts, name="to")
-    there, x = task.there[to], np.concatenate([v for kind, v in task.components.items() if kind != to], axis=1)
+    check_one_of(to, dict.fromkeys([*task.kinds, *task.counts]), name="to")
+    to = task.kinds.get(to, to)
+    others = [v for kind, v in task.there.items() if kind != to]
+    there = task.there[to] & np.any([np.zeros(task.n_obs, dtype=bool), *others], axis=0)
+    if there.sum() < _LEAST:
+        msg = (
+            f"{int(there.sum())} cells have {to} beside another modality, and at least {_LEAST} are needed to learn "
+            "one from the other."
+        )
+        raise ValueError(msg)
+    x = np.concatenate([v for kind, v in task.components.items() if kind != to], axis=1)
     counts = task.counts[to]
-    y = _logged(counts) if to == "rna" else counts.log1p() if to == "protein" else (counts > 0).astype(np.float32)
-    known = y[there].toarray()
+    y = logged(counts) if to == "rna" else counts.log1p() if to == "protein" else (counts > 0).astype(np.float32)
+    known, n_near = y[there].toarray(), min(_NEIGHBOURS, int(there.sum()))
     out = {}
     for name in methods:
         if name == "mean":
@@ -376,13 +306,13 @@ def impute_modality(
         elif name == "totalvi":
             found = _totalvi_proteins(task)
         else:
-            one = RidgeCV(np.logspace(0, 5, 11)) if name == "ridge" else KNeighborsRegressor(_NEIGHBOURS)
+            one = RidgeCV(np.logspace(0, 5, 11)) if name == "ridge" else KNeighborsRegressor(n_near)
             found = one.fit(x[there], known).predict(x)
         out[name] = pd.DataFrame(np.asarray(found, dtype=np.float32), index=task.names, columns=task.features[to])
     return out
 
 
-def _totalvi_proteins(task: _Task) -> np.ndarray:
+def _totalvi_proteins(task: Task) -> np.ndarray:
     """Expected counts of proteins, logged, as if every cell came from a batch that has them."""
     with _silent(task.rng):
         model = _totalvi_model(task)

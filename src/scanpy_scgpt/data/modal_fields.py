@@ -158,6 +158,7 @@ class ModalitiesField(BaseAnnDataField):
         self._require_named(mdata)
         self.validate_field(mdata)
         found = self.found(mdata)
+        _note_apart(mdata, found)
         state = self._shared(mdata, found)
         for one in found:
             part = self.part(mdata, one)
@@ -202,6 +203,10 @@ class ModalitiesField(BaseAnnDataField):
         found = self.found(mdata_target)
         features = state_registry["features"]
         for one in found:
+            if one.kind != "rna" and one.kind not in features:
+                logger.warning(
+                    "modality %r is %s, which the model was made without, and takes no part.", one.name, one.kind
+                )
             if one.kind in features:
                 _require_shared(one, self.part(mdata_target, one).var_names, list(features[one.kind]))
         return {**self._shared(mdata_target, found), "features": features}
@@ -224,6 +229,22 @@ def check_layers(mdata: MuData, layers: Mapping[str, str] | None) -> None:
     """
     for name in layers or ():
         check_one_of(name, dict.fromkeys([*mdata.mod, *KINDS]), name="a modality in layer")
+
+
+def _note_apart(mdata: MuData, found: tuple[Modality, ...]) -> None:
+    """Modalities that share no cell with another one."""
+    there = {one.name: rows_of(mdata, one.name) >= 0 for one in found}
+    apart = [
+        name
+        for name, own in there.items()
+        if len(there) > 1 and not any((own & x).any() for other, x in there.items() if other != name)
+    ]
+    if apart:
+        logger.warning(
+            "no cell has %s beside another modality, so nothing says where cells with it belong among the others: "
+            "where they lie in one space means nothing. Add cells that have both.",
+            ", ".join(map(repr, apart)),
+        )
 
 
 def _require_peaks(name: str, features: pd.Index) -> None:
@@ -258,6 +279,9 @@ def _require_shared(one: Modality, names: pd.Index, features: list[str]) -> None
                 f"model ({', '.join(features[:5])}, ...). Leave the modality out, or give them these names."
             )
             raise ValueError(msg)
+        if n_shared < _MANY_SHARED * len(features):
+            text = "mdata.mod[%r] has %s of the %s proteins of the model; cells with proteins alone are placed poorly."
+            logger.warning(text, one.name, f"{n_shared:,}", f"{len(features):,}")
         return
     share = n_shared / max(min(len(features), len(names)), 1)
     if share < _FEW_SHARED:

@@ -18,6 +18,7 @@ from scanpy_scgpt.module.integrate import IntegrationModule
 from scanpy_scgpt.train import Watch
 
 from ._blocks import Block, fit_block
+from ._criterion import check_integration, judged, sample, unit
 from ._joint import Joint
 from ._latent import positions_of
 from ._scgpt import SCGPT
@@ -89,7 +90,7 @@ class SCGPTIntegrator(SCGPT):
         explicit_zeros: bool | None = None,
         **settings: Any,
     ) -> None:
-        _check(network_weight, expression=expression, n_top_genes=n_top_genes, n_components=n_components)
+        check_integration(network_weight, expression=expression, n_top_genes=n_top_genes, n_components=n_components)
         zeros = bool(settings.get("include_zeros")) if explicit_zeros is None else explicit_zeros
         self._of_module = {"batch_vectors": batch_vectors, "domain_norm": domain_norm, "explicit_zeros": zeros}
         super().__init__(adata, registry, **settings)
@@ -160,12 +161,13 @@ class SCGPTIntegrator(SCGPT):
     def _watched(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Settings of a training that is judged by the label-free criterion."""
         cells = self._cells()
-        chosen = _sample(self._usable(cells), _JUDGED // 2, self.rng_)
-        codes = self._batches_of(cells)[chosen]
+        codes = self._batches_of(cells)
+        chosen = sample(judged(self._usable(cells), codes), _JUDGED // 2, self.rng_)
+        codes = codes[chosen]
         reference = self._reference(self._coordinates(cells, chosen))
 
         def measure() -> float:
-            vectors = _unit(self._vectors(cells, chosen))
+            vectors = unit(self._vectors(cells, chosen))
             return batch_mixing(vectors, codes) + structure_kept(reference, vectors, codes)
 
         self.start_ = measure()
@@ -198,11 +200,13 @@ class SCGPTIntegrator(SCGPT):
         seed = self.rng_
         codes = self._batches_of(cells)
         usable = self._usable(cells)
-        fitted = _sample(usable, _FITTED, seed)
+        fitted = sample(usable, _FITTED, seed)
         self.joint = self._new_joint(cells, fitted, codes)
         coordinates = self._coordinates(cells, np.arange(len(cells)))
         if len(np.unique(codes[codes >= 0])) > 1 and self.integration_["correct"] is not False:
             self.joint.align({name: x[fitted] for name, x in coordinates.items()}, codes[fitted], rng=seed)
+            if not any(alignment is not None for alignment in self.joint.alignments.values()):
+                logger.warning("%s cells are too few to lay batches over one another: not corrected.", len(fitted))
         self._choose(self._pays(coordinates, codes, usable), coordinates, codes)
 
     def _choose(self, corrected: bool, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> None:  # noqa: FBT001
@@ -227,7 +231,7 @@ class SCGPTIntegrator(SCGPT):
     def _coordinates(self, cells: LabelledCells, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Coordinates of cells in every block, float32, shape `(n, n_dims)`; NaN where a cell has nothing of it."""
         joint = self.joint or self._new_joint(
-            cells, _sample(self._usable(cells), _FITTED, self.rng_), self._batches_of(cells)
+            cells, sample(self._usable(cells), _FITTED, self.rng_), self._batches_of(cells)
         )
         return {name: self._block_coordinates(cells, name, block, positions) for name, block in joint.blocks.items()}
 
@@ -246,7 +250,7 @@ class SCGPTIntegrator(SCGPT):
         asked = self.integration_["correct"]
         if not any(alignment is not None for alignment in self.joint.alignments.values()):
             return False
-        chosen = _sample(usable, _JUDGED, self.rng_)
+        chosen = sample(judged(usable, codes), _JUDGED, self.rng_)
         some = {name: x[chosen] for name, x in coordinates.items()}
         self.measured_, start = {}, np.zeros((0, 0), dtype=np.float32)
         for name, corrected in (("uncorrected", False), ("corrected", True)):
@@ -369,27 +373,3 @@ class SCGPTIntegrator(SCGPT):
         super()._set_arrays(arrays)
         tell(self.module, arrays)
         self.joint = Joint.from_arrays(arrays)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def _sample(positions: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most so many of the positions of cells, sorted."""
-    if len(positions) <= most:
-        return positions
-    return positions[np.sort(np.random.default_rng([seed, 12]).choice(len(positions), most, replace=False))]
-
-
-def _check(network_weight: float, *, expression: bool, n_top_genes: int, n_components: int) -> None:
-    if not isinstance(network_weight, int | float) or not 0 <= network_weight < np.inf:
-        msg = f"network_weight={network_weight!r}: a number from 0, such as 0.5."
-        raise ValueError(msg)
-    if not expression and not network_weight:
-        msg = "expression=False and network_weight=0 leave nothing of a cell. Keep one of the two."
-        raise ValueError(msg)
-    for name, value in (("n_top_genes", n_top_genes), ("n_components", n_components)):
-        if not isinstance(value, int) or value < 1:
-            msg = f"{name}={value!r}: a whole number from 1, such as {1200 if name == 'n_top_genes' else 50}."
-            raise ValueError(msg)

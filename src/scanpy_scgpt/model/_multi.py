@@ -103,7 +103,7 @@ class SCGPTMulti(SCGPTIntegrator):
     def _with_features(self, model: Any, adata: Any, registry: Any, start: Start, rng: int) -> Checkpoint:
         """The checkpoint with tokens for the features of the registered cells."""
         checkpoint = models.load(model)
-        manager = None if adata is None else self._get_most_recent_anndata_manager(adata, required=True)
+        manager = None if adata is None else self._registered(adata)
         known = manager.registry if manager is not None else registry
         for kind, names in self._features_of(known).items():
             tokens = list(names)
@@ -112,6 +112,16 @@ class SCGPTMulti(SCGPTIntegrator):
             vectors = None if manager is None else _start_vectors(manager, checkpoint, kind, tokens, start, rng)
             checkpoint = extended(checkpoint, tokens, vectors, rng=rng)
         return checkpoint
+
+    def _registered(self, mdata: Any) -> AnnDataManager:
+        """The manager of registered cells."""
+        if not is_mudata(mdata):
+            self.setup_anndata(mdata)
+        manager = self._get_most_recent_anndata_manager(mdata, required=False)
+        if manager is None:
+            msg = "SCGPTMulti has not seen these cells. Register them first: SCGPTMulti.setup_mudata(mdata)."
+            raise ValueError(msg)
+        return manager
 
     @staticmethod
     def _features_of(registry: Mapping[str, Any] | None) -> Mapping[str, Sequence[str]]:

@@ -77,8 +77,9 @@ def integrate(
     batches mix, and how many of their neighbours inside their own batch cells keep. Training that does not pay is
     undone, a correction that does not pay is not made, and the receipt says so.
 
-    A MuData is taken as it is: RNA, proteins and chromatin of the same cells, of some of them, or of different ones
-    (:class:`scanpy_scgpt.model.SCGPTMulti`). Every cell gets a vector; what a cell lacks is filled from what it has.
+    A MuData is taken as it is: RNA, proteins and chromatin of the same cells or of some of them
+    (:class:`scanpy_scgpt.model.SCGPTMulti`). Every cell with any of them gets a vector; what it lacks is filled from
+    what it has, as cells that have both teach. Where no cell has both, places in one space mean nothing: that is said.
 
     Parameters
     ----------

@@ -140,6 +140,16 @@ def test_proteins_may_be_log_ratios():
     assert what == "X (counts)"
 
 
+def test_proteins_without_background_are_counts():
+    values = np.asarray([[-120, 3, 800], [5, -1, 0]], dtype=np.float32)
+    found, what = values_of(part("ab", ("A", "B", "C"), values=values), "protein")
+    np.testing.assert_array_equal(found.toarray(), np.maximum(values, 0))
+    assert what.startswith("negative values, taken as counts")
+    values[0, 1] = np.inf
+    with pytest.raises(ValueError, match="NaN or infinite values beside negative ones"):
+        values_of(part("ab", ("A", "B", "C"), values=values), "protein")
+
+
 def test_what_cannot_be_written_into():
     mdata = together(rna=part("abc", GENES))
     check_mudata(mdata, function="f")

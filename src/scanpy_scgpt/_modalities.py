@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -41,6 +41,10 @@ PEAK = re.compile(r"^(?:chr)?([0-9]{1,2}|[XYM]|MT|[A-Z]+[0-9]+(?:\.[0-9]+)?)[:_-
 """A peak as `chr1:10-20`, `chr1-10-20`, `chr1_10_20`, with `chr` or without."""
 _LOOKED_AT = 200  # names of features
 _SHOWN = 5
+_LOGGED_MAX = 30  # no logarithm of counts spans more
+LOG_RATIOS = "negative values, taken as log ratios"
+NEGATIVE_COUNTS = "negative values, taken as counts without background: below 0 is 0"
+"""What proteins below 0 are."""
 
 
 class Modality(NamedTuple):
@@ -136,14 +140,19 @@ def kind_of(name: str, adata: AnnData) -> tuple[Kind | None, str]:
 
 def own_features(adata: AnnData, kind: Kind) -> np.ndarray:
     """Columns of a modality that are of its kind, bool, shape `(n_vars,)`: tables may hold antibodies among genes."""
-    mine = np.ones(adata.n_vars, dtype=bool)
-    if "feature_types" not in adata.var:
+    return own_columns(adata.var, kind)
+
+
+def own_columns(var: pd.DataFrame, kind: Kind) -> np.ndarray:
+    """As :func:`own_features`, by the table of the columns."""
+    mine = np.ones(len(var), dtype=bool)
+    if "feature_types" not in var:
         return mine
-    types = adata.var["feature_types"].astype(str).str.lower()
+    types = var["feature_types"].astype(str).str.lower()
     known = types.map(lambda x: _TYPES.get(x, kind)).to_numpy()
     mine = known == kind
     if not mine.any():  # the user says that it is of this kind
-        return np.ones(adata.n_vars, dtype=bool)
+        return np.ones(len(var), dtype=bool)
     if not mine.all():
         logger.info("note: %s columns are no %s by feature_types and are left out.", f"{(~mine).sum():,}", kind)
     return mine
@@ -157,11 +166,18 @@ def rows_of(mdata: MuData, name: str) -> np.ndarray:
     ValueError
         When names of cells repeat, or cells of the modality are not among those of the MuData.
     """
-    for where, names in (("mdata", mdata.obs_names), (f"mdata.mod[{name!r}]", mdata.mod[name].obs_names)):
-        if not names.is_unique:
-            twice = names[names.duplicated()][0]
-            msg = f"{where} has the cell name {twice!r} twice. Make them unique: {where}.obs_names_make_unique()."
+    for key, adata in mdata.mod.items():
+        if not adata.obs_names.is_unique:
+            where, twice = f"mdata.mod[{key!r}]", adata.obs_names[adata.obs_names.duplicated()][0]
+            msg = (
+                f"{where} has the cell name {twice!r} twice. Make them unique: {where}.obs_names_make_unique(), then "
+                "mdata.update()."
+            )
             raise ValueError(msg)
+    if not mdata.obs_names.is_unique:
+        twice = mdata.obs_names[mdata.obs_names.duplicated()][0]
+        msg = f"mdata has the cell name {twice!r} twice, its modalities do not. Bring them together: mdata.update()."
+        raise ValueError(msg)
     rows = mdata.mod[name].obs_names.get_indexer(mdata.obs_names)
     if (rows >= 0).sum() != mdata.mod[name].n_obs:
         lost = mdata.mod[name].n_obs - int((rows >= 0).sum())
@@ -188,6 +204,11 @@ def patterns(there: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
     bits = sum(np.asarray(there[name], dtype=np.int64) << i for i, name in enumerate(names))
     present, codes = np.unique(bits, return_inverse=True)
     return codes, ["+".join(n for i, n in enumerate(names) if bit >> i & 1) or "nothing" for bit in present.tolist()]
+
+
+def patterns_of(mdata: MuData, found: Sequence[Modality]) -> tuple[np.ndarray, list[str]]:
+    """:func:`patterns` of modalities, named by what they are; in their order."""
+    return patterns({one.kind: rows_of(mdata, one.name) >= 0 for one in found})
 
 
 def column_of(mdata: MuData, key: str) -> pd.Series:
@@ -251,11 +272,36 @@ def check_mudata(mdata: MuData, *, function: str) -> None:
         raise ValueError(msg)
 
 
+def _in_memory(matrix: Any) -> Any:
+    """A matrix, read from its file if it lies in one."""
+    if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
+        return matrix
+    return matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
+
+
+def _read(adata: AnnData) -> AnnData:
+    """Cells in memory: a modality of a MuData on disk is a part of its file."""
+    return adata.to_memory() if adata.isbacked else adata
+
+
+def _of_negative(matrix: Any) -> tuple[sparse.csr_matrix, str]:
+    """Proteins below 0 on the scale of counts, and what they are."""
+    x = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float32)
+    above = x - x.min(axis=1, keepdims=True)
+    if not np.isfinite(above).all():
+        msg = "it holds NaN or infinite values beside negative ones. Find out why."
+        raise ValueError(msg)
+    if above.max() > _LOGGED_MAX:
+        return sparse.csr_matrix(np.maximum(x, 0)), NEGATIVE_COUNTS
+    return sparse.csr_matrix(np.expm1(above)), LOG_RATIOS
+
+
 def values_of(adata: AnnData, kind: Kind, layer: str | None = None) -> tuple[sparse.csr_matrix, str]:
     """Counts of a modality, or values in their order that can stand for counts; CSR float32, and what they are.
 
-    Proteins may be negative (centred log ratios): they are shifted by the least value of the cell, which keeps ranks
-    and differences of logarithms.
+    Proteins may be negative. Log ratios are shifted by the least value of the cell, which keeps ranks and differences
+    of logarithms; where values of a cell are too far apart for logarithms, background was subtracted from counts, and
+    what is below 0 counts as 0.
 
     Raises
     ------
@@ -264,12 +310,11 @@ def values_of(adata: AnnData, kind: Kind, layer: str | None = None) -> tuple[spa
     """
     if kind == "protein":
         matrix = adata.layers[layer] if layer else adata.layers.get("counts", adata.X)
-        low = matrix.min() if matrix is not None and min(matrix.shape) and not hasattr(matrix, "dask") else 0
-        if low < 0:
-            x = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float32)
-            return sparse.csr_matrix(np.expm1(x - x.min(axis=1, keepdims=True))), "negative values, taken as log ratios"
+        matrix = None if matrix is None or hasattr(matrix, "dask") else _in_memory(matrix)
+        if matrix is not None and min(matrix.shape) and matrix.min() < 0:
+            return _of_negative(matrix)
     with quiet("scanpy_scgpt._counts"):
-        source = choose_counts(adata, layer=layer)
+        source = choose_counts(_read(adata), layer=layer)
     values = source.rows(0, source.n_obs).astype(np.float32)
     found = source.kind()
     if found == "log-normalised values" and kind != "atac":

@@ -69,6 +69,19 @@ def test_simple_imputation(mosaic, parts):
     assert scores["ridge"]["rmse"].mean() < scores["mean"]["rmse"].mean()
 
 
+def test_what_the_opponents_refuse_and_how_they_are_called(mosaic, parts):
+    settings = {"n_top_genes": 100, "n_comps": 5}
+    one = baselines.impute_modality(mosaic, "prot", methods="ridge", **settings)
+    pd.testing.assert_frame_equal(one["ridge"], baselines.impute_modality(mosaic, "protein", **settings)["ridge"])
+    assert list(baselines.integrate_modalities(mosaic, methods="pca", **settings)) == ["pca"]
+    with mudata.set_options(pull_on_update=False):
+        apart = mudata.MuData({"rna": parts["rna"][:60].copy(), "prot": parts["prot"][60:].copy()})
+    with pytest.raises(ValueError, match="0 cells have protein beside another modality, and at least 20"):
+        baselines.impute_modality(apart, "prot", **settings)
+    with pytest.raises(ValueError, match="use one of 'rna', 'prot', 'protein'"):
+        baselines.impute_modality(mosaic, "atac", **settings)
+
+
 def test_features_are_tied_to_the_genes_that_vary_with_them(mosaic):
     task = Task(mosaic, None, 300, 10, 0)
     parts = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from scanpy_scgpt import metrics
 
@@ -21,6 +22,38 @@ def test_foscttm_against_every_pair():
     assert metrics.foscttm(x, y) == pytest.approx(0.5, abs=0.1)
     with pytest.raises(ValueError, match=r"first \(70, 3\) and second \(69, 3\)"):
         metrics.foscttm(x, y[1:])
+
+
+def test_foscttm_takes_no_gaps():
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    gap = x.copy()
+    gap[:5] = np.nan
+    with pytest.raises(ValueError, match="first: 5 cells have NaN"):
+        metrics.foscttm(gap, x)
+    with pytest.raises(ValueError, match="second: 5 cells have NaN"):
+        metrics.foscttm(x, gap)
+    with pytest.raises(ValueError, match=r"first \(20,\) and second \(20,\)"):
+        metrics.foscttm(x[:, 0], x[:, 0])
+
+
+def test_imputation_goes_by_names():
+    rng = np.random.default_rng(0)
+    truth = pd.DataFrame(rng.normal(size=(50, 3)), [f"cell{i}" for i in range(50)], list("abc"))
+    predicted = truth + rng.normal(size=truth.shape)
+    ends = {"lower": predicted - 1, "upper": predicted + 1}
+    expected = metrics.imputation(truth, predicted, **ends)
+    other = {name: x.iloc[::-1][list("cba")] for name, x in {"predicted": predicted, **ends}.items()}
+    pd.testing.assert_frame_equal(metrics.imputation(truth, **other), expected)
+    pd.testing.assert_frame_equal(metrics.imputation(sparse.csr_matrix(truth), predicted, **ends), expected)
+    for wrong, text in (
+        ({"predicted": predicted.rename(columns={"a": "A"})}, "its features are others .*'A'"),
+        ({"predicted": predicted.reset_index(drop=True)}, r"its cells are others .*predicted.to_numpy\(\)"),
+        ({"upper": None}, "lower is given and upper is not"),
+        ({"lower": (predicted - 1).to_numpy()[:, :2]}, r"lower \(50, 2\) and truth \(50, 3\)"),
+        ({"lower": predicted.where(predicted > 0)}, "lower: .* cells have NaN"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            metrics.imputation(truth, **{"predicted": predicted, **ends, **wrong})
 
 
 def test_imputation():

@@ -204,11 +204,25 @@ def test_a_whole_modality_is_hidden_while_training(trained):
     assert not hidden[~counted].any()
 
 
+def test_cells_without_any_modality_take_no_part(cite):
+    mdata = together({"rna": cite["rna"][:60].copy(), "prot": cite["prot"][:40].copy()})
+    mdata.mod["rna"] = mdata.mod["rna"][:50].copy()
+    found = made(mdata, epochs=1, correct=True)
+    vectors = found.get_latent_representation()
+    assert np.isnan(vectors[50:]).all()
+    assert np.isfinite(vectors[:50]).all()
+    split = found._data_splitter_cls(found._cells(), **found._split(None, None))
+    assert sorted([*split.train_idx, *split.val_idx]) == list(range(50))
+    assert (found._batches_of(found._cells())[50:] == -1).all()
+
+
 def test_arguments_that_do_not_fit(mosaic, cite):
     with pytest.raises(TypeError, match="takes a MuData, this is AnnData"):
         model.SCGPTMulti.setup_mudata(cite["rna"].copy())
     with pytest.raises(TypeError, match="For one AnnData there is SCGPTIntegrator"):
         model.SCGPTMulti.setup_anndata(cite["rna"].copy())
+    with pytest.raises(ValueError, match=r"Register them first: SCGPTMulti.setup_mudata\(mdata\)"):
+        model.SCGPTMulti(mosaic.copy(), **SETTINGS)
     model.SCGPTMulti.setup_mudata(mosaic)
     for given, text in (
         ({"start": "zero"}, "start"),

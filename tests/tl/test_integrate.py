@@ -61,6 +61,75 @@ def test_cells_to_come_go_into_the_space_of_a_saved_integrator(cells, tmp_path, 
         tl.integrate(adata, "condition", save=tmp_path / "model", **FAST)
 
 
+def test_a_query_is_told_what_holds(cells, tmp_path, caplog):
+    adata = cells[:80].copy()
+    tl.integrate(adata, "condition", correct=True, save=tmp_path / "model", **FAST)
+    query = cells[80:120].copy()
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        given = {"network_weight": 0, "n_components": 3, "correct": False}
+        tl.integrate(query, model=tmp_path / "model", device="cpu", **given)
+    assert "network_weight, correct, n_components have no effect" in caplog.text
+    assert "40 cells are taken as one new batch, 'query'" in caplog.text
+    assert "has one batch" not in caplog.text
+    assert "weights are free" not in caplog.text
+    assert f"40 cells · 1 new ('query'), laid over them · X · {tmp_path / 'model'}" in caplog.text
+    found = query.obsm["X_scgpt_integrated"].copy()
+    query.obs["study"] = "query"
+    tl.integrate(query, "study", model=tmp_path / "model", device="cpu")
+    np.testing.assert_allclose(query.obsm["X_scgpt_integrated"], found, atol=1e-6)
+    mixed = cells[80:120].copy()
+    mixed.obs["b"] = np.where(np.arange(40) < 20, "ctrl", "other")
+    tl.integrate(mixed, "b", model=tmp_path / "model", device="cpu")
+    record = mixed.uns["scgpt"]["integrate"]
+    assert (record["known_batches"], record["new_batches"]) == (["ctrl"], ["other"])
+    known, every = record["shared_features"]["expression"]
+    assert known == every
+    caplog.clear()
+    few = cells[80:120, :250].copy()
+    with pytest.raises(ValueError, match="at least 200 are needed"):
+        tl.integrate(few, "condition", model=tmp_path / "model", device="cpu")
+    tl.integrate(few, "condition", model=tmp_path / "model", min_genes=50, device="cpu")
+    assert "features of expression that the model goes by" in caplog.text
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_few_cells_are_not_corrected(cells, caplog, n):
+    adata = cells[:n].copy()
+    adata.obs["b"] = np.where(np.arange(n) % 2, "x", "y")
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.integrate(adata, "b", **FAST)
+    assert np.isfinite(adata.obsm["X_scgpt_integrated"]).all()
+    assert not adata.uns["scgpt"]["integrate"]["corrected"]
+    assert f"{n} cells are too few to lay batches over one another" in caplog.text
+
+
+def test_antibodies_beside_genes_are_left_out(cells, caplog):
+    plain = cells[:30].copy()
+    plain.var["feature_types"] = "Gene Expression"
+    antibodies = plain[:, ["CD14", "CD4", "CD8A"]].copy()
+    antibodies.X = antibodies.X * 0 + np.random.default_rng(0).poisson(50, (30, 3)).astype(np.float32)
+    antibodies.var["feature_types"], antibodies.var_names = "Antibody Capture", ["CD14", "CD4", "CD8_TotalSeqB"]
+    both = ad.concat([plain, antibodies], axis=1, merge="first")
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.integrate(both, network_weight=0, **FAST)
+        tl.embed(both, device="cpu")
+    tl.integrate(plain, network_weight=0, **FAST)
+    tl.embed(plain, device="cpu")
+    for key in ("X_scgpt_integrated", "X_scgpt"):
+        np.testing.assert_allclose(both.obsm[key], plain.obsm[key], atol=1e-6)
+    assert caplog.text.count("3 columns are no rna by feature_types and are left out") == 2
+
+
+def test_a_batch_of_one_cell_does_not_decide(cells):
+    adata = cells[:100].copy()
+    adata.obs["b"] = adata.obs["condition"].astype(str)
+    without = tl.integrate(adata, "b", network_weight=0, copy=True, **FAST).uns["scgpt"]["integrate"]["measured"]
+    adata.obs.iloc[0, adata.obs.columns.get_loc("b")] = "alone"
+    measured = tl.integrate(adata, "b", network_weight=0, copy=True, **FAST).uns["scgpt"]["integrate"]["measured"]
+    for name in ("uncorrected", "corrected"):
+        assert measured[name]["mixing"] == pytest.approx(without[name]["mixing"], abs=0.1)
+
+
 @pytest.mark.parametrize("batches", ["missing", "numbers", "one", "single cell"])
 def test_unusual_batches_are_taken_and_spoken_of(cells, caplog, batches):
     adata = cells[:120].copy()
@@ -97,6 +166,10 @@ def test_without_batches_there_is_an_embedding(cells):
         ({"batch_key": "conditon"}, KeyError, "did you mean 'condition'"),
         ({"max_epochs": -1}, ValueError, "max_epochs=-1: a whole number"),
         ({"key_added": "a/b"}, ValueError, "key_added='a/b'"),
+        ({"layer": {"rna": "counts"}}, TypeError, "an AnnData has one modality"),
+        ({"modalities": {"rna": "rna"}}, TypeError, "this is one AnnData"),
+        ({"batch_key": ["condition", "cell_type"]}, TypeError, "the name of one column"),
+        ({"correct": "yes"}, ValueError, "correct='yes'"),
         ({"network_weight": -2}, ValueError, "network_weight=-2"),
         ({"objectives": ["gepp"]}, ValueError, "did you mean 'gep'"),
         ({"freeze": "encode"}, ValueError, "did you mean 'encoder'"),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scanpy_scgpt import pl, tl
+from scanpy_scgpt import model, pl, tl
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning"),  # of mudata, of its next release
@@ -72,6 +72,111 @@ def test_integrated_written_read_and_integrated_again(mosaic, tmp_path, caplog):
     assert back.uns["scgpt"]["integrate_applied"]["applied"]
 
 
+@pytest.fixture(scope="module")
+def space(whole, tmp_path_factory):
+    """Folder of a model of 60 cells with both modalities, whose counts of genes lie in a layer."""
+    mdata = together(rna=whole["rna"][:60].copy(), prot=whole["prot"][:60].copy())
+    mdata.mod["rna"].layers["raw"] = mdata.mod["rna"].X.copy()
+    mdata.obs["donor"] = np.where(np.arange(60) % 2, "d1", "d2")
+    folder = tmp_path_factory.mktemp("space") / "model"
+    tl.integrate(mdata, "donor", layer={"rna": "raw"}, correct=True, n_components=10, save=folder, **FAST)
+    return folder
+
+
+def permuted(rna):
+    """The same cells with the right counts in a layer and others in `X`."""
+    rna = rna.copy()
+    rna.layers["raw"] = rna.X.copy()
+    rna.X = rna.X[:, np.random.default_rng(0).permutation(rna.n_vars)].copy()
+    return rna
+
+
+def test_a_trained_model_reads_the_layer_and_the_modalities_that_are_named(whole, space, caplog):
+    right = together(rna=whole["rna"][60:90].copy())
+    with pytest.raises(KeyError, match=r"mod\['rna'\] has no layer 'raw'.*or \{\} for X"):
+        tl.integrate(right, model=space, device="cpu")
+    expected = tl.integrate(right, model=space, layer={}, device="cpu", copy=True).obsm["X_scgpt_integrated"]
+    query = together(strange=permuted(whole["rna"][60:90]))
+    given = {"layer": {"strange": "raw"}, "modalities": {"strange": "rna"}}
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.integrate(query, model=space, max_epochs=3, device="cpu", **given)
+    np.testing.assert_allclose(query.obsm["X_scgpt_integrated"], expected, atol=1e-5)
+    assert "max_epochs has no effect" in caplog.text
+    assert "30 cells are taken as one new batch, 'query'" in caplog.text
+    assert "1 new ('query'), laid over them" in caplog.text
+    assert str(space) in caplog.text
+    assert "weights are free" not in caplog.text
+    record = query.uns["scgpt"]["integrate"]
+    assert record["new_batches"] == ["query"]
+    assert record["shared_features"]["rna"][0] == record["shared_features"]["rna"][1]
+    reference = model.SCGPTMulti.load(space, adata=False, accelerator="cpu")
+    setup = {"layers": {"strange": "raw"}, "modalities": {"strange": "rna"}}
+    found = model.SCGPTMulti.load_query_data(query, reference, **setup)
+    assert np.isfinite(found.get_latent_representation()).all()
+    for wrong, error, text in (
+        ({"layer": {"rna": "typo"}}, KeyError, "no layer 'typo'"),
+        ({"layer": {"rn": "raw"}}, ValueError, "did you mean 'rna'"),
+        ({"modalities": {"rn": "rna"}}, KeyError, "Did you mean 'rna'"),
+    ):
+        with pytest.raises(error, match=text):
+            tl.integrate(right, model=space, device="cpu", **wrong)
+    with pytest.raises(TypeError, match="knows no argument 'layer'"):
+        model.SCGPTMulti.load_query_data(query, reference, layer="raw")
+
+
+def test_cells_without_any_modality_get_nothing_invented(mosaic, caplog):
+    mosaic.mod["rna"].obs["donor"] = np.where(np.arange(120) % 2, "d1", "d2")
+    smaller = together(rna=mosaic.mod["rna"][:110].copy(), prot=mosaic.mod["prot"].copy())
+    tl.integrate(smaller, "donor", n_components=10, network_weight=0, **FAST)
+    mosaic.mod["rna"] = mosaic.mod["rna"][:110].copy()  # and no mdata.update()
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.integrate(mosaic, "donor", n_components=10, network_weight=0, **FAST)
+    vectors = mosaic.obsm["X_scgpt_integrated"]
+    nothing = (mosaic.obs["scgpt_modalities"] == "nothing").to_numpy()
+    assert nothing.sum() == 10
+    assert np.isnan(vectors[nothing]).all()
+    np.testing.assert_allclose(vectors[~nothing], smaller.obsm["X_scgpt_integrated"], atol=1e-5)
+    assert mosaic.uns["scgpt"]["integrate"]["batches"] == ["d1", "d2"]
+    assert mosaic.uns["scgpt"]["integrate"]["measured"] == smaller.uns["scgpt"]["integrate"]["measured"]
+    assert "10 cells have no modality that takes part, and NaN" in caplog.text
+
+
+def test_modalities_that_no_cell_links_are_spoken_of(whole, caplog):
+    apart = together(rna=whole["rna"][:40].copy(), prot=whole["prot"][40:70].copy())
+    with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
+        tl.integrate(apart, n_components=5, network_weight=0, **FAST)
+    assert "no cell has 'rna', 'prot' beside another modality" in caplog.text
+
+
+def test_what_a_query_brings_is_compared_with_the_model(whole, space, caplog):
+    prot = whole["prot"][60:80].copy()
+    prot.var_names = [name if i < 3 else f"other{i}" for i, name in enumerate(prot.var_names)]
+    peaks = whole["prot"][60:80, :2].copy()
+    peaks.var_names = ["chr1:10-20", "chr2:10-20"]
+    query = together(prot=prot, atac=peaks)
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.integrate(query, model=space, layer={}, device="cpu")
+    assert "modality 'atac' is atac, which the model was made without" in caplog.text
+    assert "has 3 of the 14 proteins of the model" in caplog.text
+    assert "3 of its 14 features of protein" in caplog.text
+
+
+def test_cells_on_disk_and_proteins_without_background(mosaic, tmp_path):
+    mosaic.mod["prot"].X = mosaic.mod["prot"].X - 30.0 * (mosaic.mod["prot"].X > 0)
+    settings = {"n_components": 5, "network_weight": 0, **FAST}
+    expected = tl.integrate(mosaic, copy=True, **settings).obsm["X_scgpt_integrated"]
+    assert np.isfinite(expected).all()
+    mosaic.mod["prot"].X = mosaic.mod["prot"].X.tocsr()
+    mosaic.write(tmp_path / "cells.h5mu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        backed = mudata.read_h5mu(tmp_path / "cells.h5mu", backed=True)
+    tl.integrate(backed, **settings)
+    np.testing.assert_allclose(backed.obsm["X_scgpt_integrated"], expected, atol=1e-5)
+    backed.file.close()
+
+
 def test_batches_of_the_modalities(mosaic):
     mosaic.mod["rna"].obs["donor"] = np.where(np.arange(120) % 2, "d1", "d2")
     found = tl.integrate(mosaic, "donor", copy=True, n_components=10, **FAST)
@@ -92,6 +197,15 @@ def test_log_ratios_of_proteins_are_accepted(mosaic):
 def test_refused(mosaic, whole):
     with pytest.raises(TypeError, match=r"of a MuData say the modality too, such as layer=\{'rna': 'counts'\}"):
         tl.integrate(mosaic, layer="counts", **FAST)
+    with pytest.raises(ValueError, match="a modality in layer='prt'.*did you mean 'prot'"):
+        tl.integrate(mosaic, layer={"prt": "counts"}, **FAST)
+    for verb in (tl.integrate, tl.embed):
+        with pytest.raises(ValueError, match="use_raw=True: of a MuData say a layer"):
+            verb(mosaic, use_raw=True, device="cpu")
+    with pytest.raises(KeyError, match="no modality 'rn'"):
+        tl.integrate(mosaic, modalities={"rn": "rna"}, **FAST)
+    with pytest.raises(ValueError, match="key_added='a/b'"):
+        tl.impute_modality(mosaic, "prot", key_added="a/b")
     with pytest.raises(ValueError, match="cannot write into a view"):
         tl.integrate(mosaic[:50], **FAST)
     with pytest.raises(TypeError, match="takes a MuData, this is AnnData"):
@@ -140,6 +254,24 @@ def test_imputed(mosaic, whole, tmp_path, caplog):
             pl.modalities(back, show=False)
 
 
+def test_what_was_learned_from_whom_and_how_well(whole, caplog, tmp_path):
+    prot = whole["prot"].copy()
+    x = np.random.default_rng(0).normal(size=prot.shape).astype(np.float32)  # log ratios of nothing
+    x[:, 0] = 1
+    prot.X, prot.var_names = x, ["CD3/x", "CD3_x", *prot.var_names[2:]]
+    mdata = together(rna=whole["rna"][:80].copy(), prot=prot[40:].copy())
+    with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
+        tl.impute_modality(mdata, network_weight=0, n_top_genes=100, **FAST)
+    assert "of 40 cells without it, learned from 40" in caplog.text
+    assert "40 cells have no other modality to predict prot from, and NaN" in caplog.text
+    assert "hardly better than the mean" in caplog.text
+    record = mdata.uns["scgpt"]["impute_prot"]
+    assert record["scale"] == "log ratios above the lowest protein of the cell"
+    assert mdata.obsm["scgpt_prot"].columns.is_unique
+    assert mdata.obsm["scgpt_prot"].isna().all(axis=1).sum() == 40
+    mdata.write(tmp_path / "cells.h5mu")
+
+
 def test_genes_of_cells_that_have_proteins_alone(whole):
     mdata = together(rna=whole["rna"][:80].copy(), prot=whole["prot"].copy())
     found = tl.impute_modality(mdata, "rna", network_weight=0, n_top_genes=50, copy=True, **FAST)
@@ -158,6 +290,9 @@ def test_embedded_by_what_the_checkpoint_knows(whole, caplog):
     np.testing.assert_array_equal(found.loc[alone.obs_names], alone.obsm["X_scgpt"])
     assert found.isna().all(axis=1).sum() == 20
     assert "20 cells have nothing that mini" in caplog.text
+    assert mdata.obs["scgpt_modalities"].value_counts().to_dict() == {"rna": 30, "rna+protein": 10, "protein": 20}
+    with pytest.raises(ValueError, match="knows nothing of these cells: 'prot' is protein"):
+        tl.embed(together(prot=whole["prot"][:5].copy()), device="cpu")
 
 
 def test_drawn(mosaic):
@@ -168,6 +303,13 @@ def test_drawn(mosaic):
         axes = pl.modalities(mosaic, modality="prot", show=False)
         assert [len(ax.collections) for ax in axes] == [2, 4]
         assert axes[1].get_title() == "prot, 14 features"
+        assert pl.modalities(mosaic, modality="protein", show=False)[1].get_title() == "prot, 14 features"
+        mosaic.mod["rna"].obs["donor"] = np.where(np.arange(120) % 2, "d1", "d2")
+        assert len(pl.modalities(mosaic, color="donor", show=False)) == 2
+        with pytest.raises(KeyError, match="no 'umap'. Keys: .*'X_umap'.*Did you mean 'X_umap'"):
+            pl.modalities(mosaic, "umap", show=False)
+        with pytest.raises(TypeError, match="Of a MuData: pl.modalities"):
+            pl.integration(mosaic, ["X_umap"], batch_key="donor", show=False)
         with pytest.raises(KeyError, match="impute_modality"):
             pl.modalities(mosaic, modality="atac", show=False)
         with pytest.raises(KeyError, match="X_pca"):

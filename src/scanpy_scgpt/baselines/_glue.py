@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
@@ -13,7 +14,8 @@ from scipy import sparse
 
 from scanpy_scgpt._optional import require
 
-from ._modal_task import Task
+if TYPE_CHECKING:
+    from ._modal_task import Task
 
 _PARTNERS, _LEAST = 5, 0.1  # genes that a feature is tied to, and the correlation that it takes
 _EPOCHS = 300

@@ -1,4 +1,4 @@
-"""What the opponents for several modalities are given."""
+"""What the opponents for a MuData are given: matrices of all cells, and their components."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Task:
         self.features: dict[str, pd.Index] = {}
         self.there: dict[str, np.ndarray] = {}
         with quiet("scanpy_scgpt._modalities"):
-            for one in find_modalities(mdata):
+            found = find_modalities(mdata)
+            self.kinds = {one.name: one.kind for one in found}
+            for one in found:
                 mod = mdata.mod[one.name]
                 mine = own_features(mod, one.kind)
                 values, _ = values_of(mod if mine.all() else mod[:, mine], one.kind)
@@ -66,8 +68,8 @@ class Task:
             if kind == "rna":
                 out[kind] = logged(x)
             elif kind == "protein":
-                dense = x.log1p().toarray()
-                out[kind] = dense - dense.mean(axis=1, keepdims=True)
+                values = x.log1p().toarray()
+                out[kind] = values - values.mean(axis=1, keepdims=True)
             else:
                 share = np.asarray((x != 0).mean(axis=0)).ravel()
                 out[kind] = logged(x) @ sparse.diags(np.log1p(1 / np.maximum(share, 1 / len(share))))
@@ -90,7 +92,7 @@ class Task:
 
 
 def logged(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Scaled to 10,000 per cell, then log(1 + x)."""
+    """Counts per 10,000 of a cell, logged."""
     total = np.asarray(x.sum(axis=1), dtype=np.float32).ravel()
     factor = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)
     return sparse.csr_matrix(sparse.diags(factor) @ x).log1p()

@@ -18,7 +18,9 @@ from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import KNeighborsRegressor
 
 from scanpy_scgpt._logging import quiet
-from scanpy_scgpt._modalities import check_mudata
+from scanpy_scgpt._modalities import (
+    check_mudata,
+)
 from scanpy_scgpt._optional import require
 from scanpy_scgpt._validate import check_one_of
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _LOUD = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning", "scvi", "mofapy2")
 _NEIGHBOURS = 25
+_LEAST = 20  # cells that have both modalities
 
 
 @contextlib.contextmanager
@@ -227,6 +230,7 @@ def integrate_modalities(
         When the package of a method is not installed.
     """
     check_mudata(mdata, function="baselines.integrate_modalities")
+    methods = [methods] if isinstance(methods, str) else methods
     for name in methods:
         check_one_of(name, MODAL_METHODS, name="a method")
     task = Task(mdata, batch_key, n_top_genes, n_comps, rng)
@@ -257,7 +261,7 @@ def impute_modality(
     mdata
         Cells; not changed.
     to
-        `"protein"`, `"atac"` or `"rna"`.
+        Name of the modality, or its kind: `"protein"`, `"atac"`, `"rna"`.
     batch_key
         Column with the batches, for totalVI.
     methods
@@ -273,18 +277,28 @@ def impute_modality(
     Raises
     ------
     ValueError
-        For an unknown method or modality.
+        For an unknown method or modality, or when fewer than 20 cells have it beside another.
     """
     check_mudata(mdata, function="baselines.impute_modality")
+    methods = [methods] if isinstance(methods, str) else methods
     for name in methods:
         check_one_of(name, ("mean", "neighbours", "ridge", "totalvi"), name="a method")
     task = Task(mdata, batch_key, n_top_genes, n_comps, rng)
     task.max_epochs = max_epochs
-    check_one_of(to, task.counts, name="to")
-    there, x = task.there[to], np.concatenate([v for kind, v in task.components.items() if kind != to], axis=1)
+    check_one_of(to, dict.fromkeys([*task.kinds, *task.counts]), name="to")
+    to = task.kinds.get(to, to)
+    others = [v for kind, v in task.there.items() if kind != to]
+    there = task.there[to] & np.any([np.zeros(task.n_obs, dtype=bool), *others], axis=0)
+    if there.sum() < _LEAST:
+        msg = (
+            f"{int(there.sum())} cells have {to} beside another modality, and at least {_LEAST} are needed to learn "
+            "one from the other."
+        )
+        raise ValueError(msg)
+    x = np.concatenate([v for kind, v in task.components.items() if kind != to], axis=1)
     counts = task.counts[to]
     y = logged(counts) if to == "rna" else counts.log1p() if to == "protein" else (counts > 0).astype(np.float32)
-    known = y[there].toarray()
+    known, n_near = y[there].toarray(), min(_NEIGHBOURS, int(there.sum()))
     out = {}
     for name in methods:
         if name == "mean":
@@ -292,7 +306,7 @@ def impute_modality(
         elif name == "totalvi":
             found = _totalvi_proteins(task)
         else:
-            one = RidgeCV(np.logspace(0, 5, 11)) if name == "ridge" else KNeighborsRegressor(_NEIGHBOURS)
+            one = RidgeCV(np.logspace(0, 5, 11)) if name == "ridge" else KNeighborsRegressor(n_near)
             found = one.fit(x[there], known).predict(x)
         out[name] = pd.DataFrame(np.asarray(found, dtype=np.float32), index=task.names, columns=task.features[to])
     return out

@@ -12,15 +12,17 @@ from scvi.data.fields import BaseAnnDataField
 
 from scanpy_scgpt._logging import get_logger, quiet
 from scanpy_scgpt._modalities import (
+    KINDS,
     Kind,
     Modality,
     column_of,
     find_modalities,
     own_features,
-    patterns,
+    patterns_of,
     rows_of,
     values_of,
 )
+from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.tokenizer import match_peaks, peak_tokens, protein_tokens
 
 from .fields import CategoryField
@@ -107,6 +109,12 @@ class ModalitiesField(BaseAnnDataField):
         named = self.modalities
         return find_modalities(mdata, named if named and set(named) <= set(mdata.mod) else None)
 
+    def _require_named(self, mdata: MuData) -> None:
+        """Of cells that a model is made from: what was named must be there."""
+        with quiet("scanpy_scgpt._modalities"):
+            find_modalities(mdata, self.modalities)
+        check_layers(mdata, self.layers)
+
     def part(self, mdata: MuData, one: Modality) -> AnnData:
         """A modality without columns of another kind."""
         adata = mdata.mod[one.name]
@@ -118,7 +126,10 @@ class ModalitiesField(BaseAnnDataField):
         layer = self.layers.get(one.name, self.layers.get(one.kind))
         if layer is not None and layer not in mdata.mod[one.name].layers:
             listed = ", ".join(map(repr, mdata.mod[one.name].layers)) or "none"
-            msg = f"mdata.mod[{one.name!r}] has no layer {layer!r}. Layers: {listed}."
+            msg = (
+                f"mdata.mod[{one.name!r}] has no layer {layer!r}. Layers: {listed}. Say where its counts are: "
+                f"{{{one.name!r}: 'counts'}}, or {{}} for X."
+            )
             raise KeyError(msg)
         return layer
 
@@ -144,8 +155,10 @@ class ModalitiesField(BaseAnnDataField):
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
         """Names of modalities, tokens of features, names of the genes, sizes."""
+        self._require_named(mdata)
         self.validate_field(mdata)
         found = self.found(mdata)
+        _note_apart(mdata, found)
         state = self._shared(mdata, found)
         for one in found:
             part = self.part(mdata, one)
@@ -161,7 +174,7 @@ class ModalitiesField(BaseAnnDataField):
         symbols = names
         if rna is not None and self.gene_symbols is not None:
             symbols = self.part(mdata, rna).var[self.gene_symbols].astype(str).to_numpy()
-        codes, listed = patterns({one.kind: rows_of(mdata, one.name) >= 0 for one in found})
+        codes, listed = patterns_of(mdata, found)
         counted = np.bincount(codes, minlength=len(listed))
         logger.info("cells: %s", " · ".join(f"{n:,} with {name}" for name, n in zip(listed, counted, strict=True)))
         return {
@@ -190,6 +203,10 @@ class ModalitiesField(BaseAnnDataField):
         found = self.found(mdata_target)
         features = state_registry["features"]
         for one in found:
+            if one.kind != "rna" and one.kind not in features:
+                logger.warning(
+                    "modality %r is %s, which the model was made without, and takes no part.", one.name, one.kind
+                )
             if one.kind in features:
                 _require_shared(one, self.part(mdata_target, one).var_names, list(features[one.kind]))
         return {**self._shared(mdata_target, found), "features": features}
@@ -200,6 +217,34 @@ class ModalitiesField(BaseAnnDataField):
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> None:
         """There is nothing to show beyond the summary."""
+
+
+def check_layers(mdata: MuData, layers: Mapping[str, str] | None) -> None:
+    """Layers are said by the names of modalities, or by what they are.
+
+    Raises
+    ------
+    ValueError
+        For another name.
+    """
+    for name in layers or ():
+        check_one_of(name, dict.fromkeys([*mdata.mod, *KINDS]), name="a modality in layer")
+
+
+def _note_apart(mdata: MuData, found: tuple[Modality, ...]) -> None:
+    """Modalities that share no cell with another one."""
+    there = {one.name: rows_of(mdata, one.name) >= 0 for one in found}
+    apart = [
+        name
+        for name, own in there.items()
+        if len(there) > 1 and not any((own & x).any() for other, x in there.items() if other != name)
+    ]
+    if apart:
+        logger.warning(
+            "no cell has %s beside another modality, so nothing says where cells with it belong among the others: "
+            "where they lie in one space means nothing. Add cells that have both.",
+            ", ".join(map(repr, apart)),
+        )
 
 
 def _require_peaks(name: str, features: pd.Index) -> None:
@@ -234,6 +279,9 @@ def _require_shared(one: Modality, names: pd.Index, features: list[str]) -> None
                 f"model ({', '.join(features[:5])}, ...). Leave the modality out, or give them these names."
             )
             raise ValueError(msg)
+        if n_shared < _MANY_SHARED * len(features):
+            text = "mdata.mod[%r] has %s of the %s proteins of the model; cells with proteins alone are placed poorly."
+            logger.warning(text, one.name, f"{n_shared:,}", f"{len(features):,}")
         return
     share = n_shared / max(min(len(features), len(names)), 1)
     if share < _FEW_SHARED:

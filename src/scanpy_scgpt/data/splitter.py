@@ -72,7 +72,7 @@ class TokenDataSplitter(lp.LightningDataModule):
         self.train_length = train_length
         self.balance_key, self.balance_power, self.loader_kwargs = balance_key, balance_power, loader_kwargs
         if external_indexing is None:
-            shares = _shares(train_size, validation_size)
+            shares = shares_of(train_size, validation_size)
             strata = cells.codes.get("labels", np.zeros(len(cells), dtype=np.int64))
             parts = split_cells(strata, *shares, rng=rng, shuffle=shuffle_set_split)
         else:
@@ -119,7 +119,8 @@ class TokenDataSplitter(lp.LightningDataModule):
         return self._in_order(self.test_idx)
 
 
-def _shares(train_size: float | None, validation_size: float | None) -> tuple[float, float]:
+def shares_of(train_size: float | None, validation_size: float | None) -> tuple[float, float]:
+    """Shares of training and validation cells, 0.9 and 0.1 where nothing is said."""
     train = 1 - (0.1 if validation_size is None else validation_size) if train_size is None else float(train_size)
     validation = 1 - train if validation_size is None else float(validation_size)
     if not 0 < train <= 1 or not 0 <= validation < 1 or train + validation > 1 + 1e-9:

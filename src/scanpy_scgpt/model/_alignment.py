@@ -21,6 +21,7 @@ _WIDTH = 0.1  # of the soft clusters, and
 _PENALTY = 1.0  # of the shifts: the defaults of Harmony
 _ROUNDS = 2  # clusters of where a cell was, then of where it came to
 _LEAST = 2  # cells, batches, dimensions: below there is nothing to lay over
+_OF_CLUSTER = 30  # cells of a cluster of Harmony
 _BLOCK = 4096  # cells at a time
 
 
@@ -122,11 +123,13 @@ def align(x: np.ndarray, batches: np.ndarray, *, rng: int = 0) -> Alignment | No
 
     Returns
     -------
-    None where there is nothing to lay over: one batch, or hardly a cell.
+    None where there is nothing to lay over: one batch, or too few cells for a cluster (15 or fewer).
     """
     known = np.flatnonzero(batches >= 0)
     codes, x = batches[known], np.asarray(x[known], dtype=np.float64)
     if len(np.unique(codes)) < _LEAST or min(x.shape) < _LEAST:
+        return None
+    if round(len(x) / _OF_CLUSTER) < 1:
         return None
     import harmonypy
 

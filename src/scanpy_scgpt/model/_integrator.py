@@ -18,6 +18,7 @@ from scanpy_scgpt.module.integrate import IntegrationModule
 from scanpy_scgpt.train import Watch
 
 from ._blocks import Block, fit_block
+from ._criterion import check_integration, judged, sample, unit
 from ._joint import Joint
 from ._latent import positions_of
 from ._scgpt import SCGPT
@@ -89,7 +90,7 @@ class SCGPTIntegrator(SCGPT):
         explicit_zeros: bool | None = None,
         **settings: Any,
     ) -> None:
-        _check(network_weight, expression=expression, n_top_genes=n_top_genes, n_components=n_components)
+        check_integration(network_weight, expression=expression, n_top_genes=n_top_genes, n_components=n_components)
         zeros = bool(settings.get("include_zeros")) if explicit_zeros is None else explicit_zeros
         self._of_module = {"batch_vectors": batch_vectors, "domain_norm": domain_norm, "explicit_zeros": zeros}
         super().__init__(adata, registry, **settings)
@@ -145,7 +146,9 @@ class SCGPTIntegrator(SCGPT):
         }
         if kwargs["max_epochs"] and self.integration_["network_weight"]:
             if kwargs.get("datamodule") is None:
-                kwargs["datasplitter_kwargs"] = {"train_length": 400, **(kwargs.get("datasplitter_kwargs") or {})}
+                own = self._split(kwargs.get("train_size"), kwargs.get("validation_size"))
+                own |= kwargs.get("datasplitter_kwargs") or {}
+                kwargs["datasplitter_kwargs"] = {"train_length": 400, **own}
                 if len(self.batches_) > 1:
                     kwargs = self._watched(kwargs)
             super().train(kwargs.pop("max_epochs"), *args[1:], **kwargs)
@@ -158,12 +161,13 @@ class SCGPTIntegrator(SCGPT):
     def _watched(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Settings of a training that is judged by the label-free criterion."""
         cells = self._cells()
-        chosen = _sample(len(cells), _JUDGED // 2, self.rng_)
-        codes = self._batches_of(cells)[chosen]
+        codes = self._batches_of(cells)
+        chosen = sample(judged(self._usable(cells), codes), _JUDGED // 2, self.rng_)
+        codes = codes[chosen]
         reference = self._reference(self._coordinates(cells, chosen))
 
         def measure() -> float:
-            vectors = _unit(self._vectors(cells, chosen))
+            vectors = unit(self._vectors(cells, chosen))
             return batch_mixing(vectors, codes) + structure_kept(reference, vectors, codes)
 
         self.start_ = measure()
@@ -172,6 +176,14 @@ class SCGPTIntegrator(SCGPT):
         callbacks = [watch, *(given if isinstance(given, list | tuple) else [given])]
         by = {"early_stopping_monitor": f"{_WATCHED}_validation", "early_stopping_mode": "max"}
         return {**by, **kwargs, "callbacks": callbacks}
+
+    def _usable(self, cells: LabelledCells) -> np.ndarray:
+        """Positions of the cells of which anything is known: the others take no part."""
+        return np.arange(len(cells))
+
+    def _split(self, train_size: float | None, validation_size: float | None) -> dict[str, Any]:
+        """Settings of the splitter that leave cells out which take no part."""
+        return {}
 
     def _reference(self, coordinates: Mapping[str, np.ndarray]) -> np.ndarray:
         """Where a cell has the neighbours that it should keep."""
@@ -187,12 +199,15 @@ class SCGPTIntegrator(SCGPT):
     def _fit_on(self, cells: LabelledCells) -> None:
         seed = self.rng_
         codes = self._batches_of(cells)
-        fitted = _sample(len(cells), _FITTED, seed)
+        usable = self._usable(cells)
+        fitted = sample(usable, _FITTED, seed)
         self.joint = self._new_joint(cells, fitted, codes)
         coordinates = self._coordinates(cells, np.arange(len(cells)))
         if len(np.unique(codes[codes >= 0])) > 1 and self.integration_["correct"] is not False:
             self.joint.align({name: x[fitted] for name, x in coordinates.items()}, codes[fitted], rng=seed)
-        self._choose(self._pays(coordinates, codes), coordinates, codes)
+            if not any(alignment is not None for alignment in self.joint.alignments.values()):
+                logger.warning("%s cells are too few to lay batches over one another: not corrected.", len(fitted))
+        self._choose(self._pays(coordinates, codes, usable), coordinates, codes)
 
     def _choose(self, corrected: bool, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> None:  # noqa: FBT001
         """Correct or not, and what fills gaps then."""
@@ -215,7 +230,9 @@ class SCGPTIntegrator(SCGPT):
 
     def _coordinates(self, cells: LabelledCells, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Coordinates of cells in every block, float32, shape `(n, n_dims)`; NaN where a cell has nothing of it."""
-        joint = self.joint or self._new_joint(cells, _sample(len(cells), _FITTED, self.rng_), self._batches_of(cells))
+        joint = self.joint or self._new_joint(
+            cells, sample(self._usable(cells), _FITTED, self.rng_), self._batches_of(cells)
+        )
         return {name: self._block_coordinates(cells, name, block, positions) for name, block in joint.blocks.items()}
 
     def _block_coordinates(self, cells: LabelledCells, name: str, block: Block, positions: np.ndarray) -> np.ndarray:
@@ -228,12 +245,12 @@ class SCGPTIntegrator(SCGPT):
         """Code of the batch of each cell; one for all where no batches were registered."""
         return np.asarray(cells.codes.get("batch", np.zeros(len(cells), dtype=np.int64)))
 
-    def _pays(self, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> bool:
+    def _pays(self, coordinates: Mapping[str, np.ndarray], codes: np.ndarray, usable: np.ndarray) -> bool:
         """Whether aligning mixes batches by more than it costs neighbours; keeps the figures."""
         asked = self.integration_["correct"]
         if not any(alignment is not None for alignment in self.joint.alignments.values()):
             return False
-        chosen = _sample(len(codes), _JUDGED, self.rng_)
+        chosen = sample(judged(usable, codes), _JUDGED, self.rng_)
         some = {name: x[chosen] for name, x in coordinates.items()}
         self.measured_, start = {}, np.zeros((0, 0), dtype=np.float32)
         for name, corrected in (("uncorrected", False), ("corrected", True)):
@@ -267,7 +284,7 @@ class SCGPTIntegrator(SCGPT):
 
         Returns
         -------
-        Array of float32, shape `(n_cells, n_dims)`: `n_components` of expression, then `n_components` of the network.
+        Array of float32, shape `(n_cells, n_dims)`: at most `n_components` of expression, then of the network.
         """
         if part == NETWORK or kwargs.get("dataloader") is not None or self.joint is None:
             return super().get_latent_representation(adata, indices, batch_size, **kwargs)
@@ -279,7 +296,24 @@ class SCGPTIntegrator(SCGPT):
         if new:
             self.joint.learn(every, codes)
             every = {name: x[positions] for name, x in every.items()}
-        return self.joint.joined(every, codes[positions])
+        vectors = self.joint.joined(every, codes[positions])
+        vectors[~np.isin(positions, self._usable(cells))] = np.nan
+        return vectors
+
+    def shared_features(self) -> dict[str, tuple[int, int]]:
+        """By part of the vectors: how many of the features that it goes by the cells of the model have, of how many."""
+        cells, out = self._cells(), {}
+        for name, block in self.joint.blocks.items():
+            part = cells.parts.get(name)
+            measured = cells.measured if name == EXPRESSION else None if part is None else part.measured
+            if measured is not None:
+                out[name] = int(np.isin(block.ids, measured).sum()), len(block.ids)
+        return out
+
+    def batches_of_cells(self) -> list[str]:
+        """Names of the batches that the cells of the model are of."""
+        codes = self._cells().codes.get("batch", np.zeros(0, dtype=np.int64))
+        return [self.batches_[i] for i in np.unique(codes[codes >= 0])]
 
     def _has_new(self, cells: LabelledCells, codes: np.ndarray) -> bool:
         """Whether a batch has no shifts yet."""
@@ -339,27 +373,3 @@ class SCGPTIntegrator(SCGPT):
         super()._set_arrays(arrays)
         tell(self.module, arrays)
         self.joint = Joint.from_arrays(arrays)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def _sample(n: int, most: int, seed: int) -> np.ndarray:
-    """Positions of at most so many cells, sorted."""
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng([seed, 12]).choice(n, most, replace=False))
-
-
-def _check(network_weight: float, *, expression: bool, n_top_genes: int, n_components: int) -> None:
-    if not isinstance(network_weight, int | float) or not 0 <= network_weight < np.inf:
-        msg = f"network_weight={network_weight!r}: a number from 0, such as 0.5."
-        raise ValueError(msg)
-    if not expression and not network_weight:
-        msg = "expression=False and network_weight=0 leave nothing of a cell. Keep one of the two."
-        raise ValueError(msg)
-    for name, value in (("n_top_genes", n_top_genes), ("n_components", n_components)):
-        if not isinstance(value, int) or value < 1:
-            msg = f"{name}={value!r}: a whole number from 1, such as {1200 if name == 'n_top_genes' else 50}."
-            raise ValueError(msg)

@@ -11,11 +11,13 @@ from scvi.data import AnnDataManager
 from scvi.data._manager import AnnDataManagerValidationCheck
 
 from scanpy_scgpt import models
-from scanpy_scgpt._modalities import KINDS, Kind, Modality, check_mudata, is_mudata, patterns
+from scanpy_scgpt._logging import quiet
+from scanpy_scgpt._modalities import KINDS, Kind, Modality, check_mudata, find_modalities, is_mudata, patterns
 from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.data import LabelledCells
 from scanpy_scgpt.data.fields import MISSING_BATCH
-from scanpy_scgpt.data.modal_fields import JoinedCategoryField, ModalitiesField
+from scanpy_scgpt.data.modal_fields import JoinedCategoryField, ModalitiesField, check_layers
+from scanpy_scgpt.data.splitter import shares_of, split_cells
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import kinds_of_tokens
 
@@ -101,7 +103,7 @@ class SCGPTMulti(SCGPTIntegrator):
     def _with_features(self, model: Any, adata: Any, registry: Any, start: Start, rng: int) -> Checkpoint:
         """The checkpoint with tokens for the features of the registered cells."""
         checkpoint = models.load(model)
-        manager = None if adata is None else self._get_most_recent_anndata_manager(adata, required=True)
+        manager = None if adata is None else self._registered(adata)
         known = manager.registry if manager is not None else registry
         for kind, names in self._features_of(known).items():
             tokens = list(names)
@@ -110,6 +112,16 @@ class SCGPTMulti(SCGPTIntegrator):
             vectors = None if manager is None else _start_vectors(manager, checkpoint, kind, tokens, start, rng)
             checkpoint = extended(checkpoint, tokens, vectors, rng=rng)
         return checkpoint
+
+    def _registered(self, mdata: Any) -> AnnDataManager:
+        """The manager of registered cells."""
+        if not is_mudata(mdata):
+            self.setup_anndata(mdata)
+        manager = self._get_most_recent_anndata_manager(mdata, required=False)
+        if manager is None:
+            msg = "SCGPTMulti has not seen these cells. Register them first: SCGPTMulti.setup_mudata(mdata)."
+            raise ValueError(msg)
+        return manager
 
     @staticmethod
     def _features_of(registry: Mapping[str, Any] | None) -> Mapping[str, Sequence[str]]:
@@ -213,7 +225,9 @@ class SCGPTMulti(SCGPTIntegrator):
 
     def _block_coordinates(self, cells: LabelledCells, name: str, block: Block, positions: np.ndarray) -> np.ndarray:
         if block.kind == "vectors":
-            return super()._block_coordinates(cells, name, block, positions)
+            found = super()._block_coordinates(cells, name, block, positions)
+            found[~_any_of(cells)[positions]] = np.nan
+            return found
         out = np.full((len(positions), block.n_dims), np.nan, dtype=np.float32)
         part = cells.parts.get(name)
         if part is not None:
@@ -225,11 +239,21 @@ class SCGPTMulti(SCGPTIntegrator):
         """Code of batch and modalities of each cell: what a cell lacks shifts its vector as a batch does."""
         batch = np.asarray(cells.codes.get("batch", np.zeros(len(cells), dtype=np.int64)))
         bits = sum(part.there.astype(np.int64) << KINDS.index(kind) for kind, part in cells.parts.items())
-        return np.where(batch < 0, -1, batch * 2 ** len(KINDS) + bits)
+        return np.where((batch < 0) | ~_any_of(cells), -1, batch * 2 ** len(KINDS) + bits)
+
+    def _usable(self, cells: LabelledCells) -> np.ndarray:
+        return np.flatnonzero(_any_of(cells))
+
+    def _split(self, train_size: float | None, validation_size: float | None) -> dict[str, Any]:
+        usable = self._usable(self._cells())
+        if len(usable) == len(self._cells()):
+            return {}
+        whole = split_cells(np.zeros(len(usable), np.int64), *shares_of(train_size, validation_size), rng=self.rng_)
+        return {"external_indexing": [usable[part] for part in whole]}
 
     def _has(self, cells: LabelledCells, name: str) -> np.ndarray:
         if name == NETWORK:
-            return super()._has(cells, name)
+            return _any_of(cells)
         return cells.parts[name].there if name in cells.parts else np.zeros(len(cells), dtype=bool)
 
     def _reference(self, coordinates: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -306,9 +330,21 @@ class SCGPTMulti(SCGPTIntegrator):
         tokens = [*self._checkpoint.vocab.tokens, *(self.other_genes_ or ())]
         return chosen, [tokens[i] for i in chosen]
 
+    @staticmethod
+    def _check_setup(adata: MuData, setup: Mapping[str, Any]) -> None:
+        if setup.get("modalities") is not None:
+            with quiet("scanpy_scgpt._modalities"):
+                find_modalities(adata, setup["modalities"])
+        check_layers(adata, setup.get("layers"))
+
     def patterns(self, adata: MuData | None = None) -> tuple[np.ndarray, list[str]]:
         """Which modalities each cell has: a code for each cell, int64, shape `(n_obs,)`, and the names of the codes."""
         return patterns({kind: part.there for kind, part in self._cells(adata).parts.items()})
+
+
+def _any_of(cells: LabelledCells) -> np.ndarray:
+    """Cells that have a modality, bool, shape `(n_cells,)`."""
+    return np.any([np.zeros(len(cells), dtype=bool), *(part.there for part in cells.parts.values())], axis=0)
 
 
 def _start_vectors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from scanpy_scgpt._logging import get_logger
@@ -34,6 +35,9 @@ class QueryMixin:
         unfrozen: bool = False,  # noqa: FBT001, FBT002
         freeze_classifier: bool = True,  # noqa: FBT001, FBT002
         datamodule: LightningDataModule | None = None,
+        *,
+        min_genes: int | None = None,
+        **setup: Any,
     ) -> Self:
         """A model for query cells that starts from a trained one.
 
@@ -56,11 +60,18 @@ class QueryMixin:
             Train everything.
         freeze_classifier
             False trains the head of the labels too, on the labels of the query.
+        min_genes
+            Fewest genes that must be in the vocabulary; that of the reference by default.
+        **setup
+            What is otherwise for the query when it is registered, by the names of `setup_anndata` or `setup_mudata`:
+            `layer`, `gene_symbols`, `batch_key`; of :class:`SCGPTMulti` also `layers` (`{}` for `X`) and `modalities`.
 
         Raises
         ------
         ValueError
             For arguments that this model has no use for.
+        TypeError
+            For an argument that the cells of the reference were not registered with.
         """
         if registry is not None or datamodule is not None or inplace_subset_query_vars:
             msg = "load_query_data takes the query cells as they are: leave registry, datamodule and subsetting out."
@@ -69,7 +80,14 @@ class QueryMixin:
         if isinstance(reference_model, str | os.PathLike):
             reference = cls.load(reference_model, adata=False, accelerator="cpu")
         known = reference.registry_
-        setup_of(cls, known)(adata, source_registry=known, extend_categories=True, **known["setup_args"])
+        register = setup_of(cls, known)
+        for name in setup:
+            if name not in known["setup_args"]:
+                listed = ", ".join(known["setup_args"])
+                msg = f"load_query_data knows no argument {name!r}. The cells are registered with: {listed}."
+                raise TypeError(msg)
+        cls._check_setup(adata, setup)
+        register(adata, source_registry=known, extend_categories=True, **{**known["setup_args"], **setup})
         labelled = not freeze_classifier and bool(state_of(known, "labels"))
         objectives = tuple(x for x in reference.module.objectives if x != "cls" or labelled)
         if set(objectives) <= {"dar"}:  # alone it could map all cells to one vector
@@ -79,6 +97,7 @@ class QueryMixin:
             "objectives": objectives,
             "from_scratch": False,
         }
+        settings |= {} if min_genes is None else {"min_genes": min_genes}
         model = cls(adata, **{**settings, "model": reference.to_checkpoint()})
         model.panel_ = reference.panel_
         _extend(model, reference)
@@ -92,6 +111,10 @@ class QueryMixin:
                 setattr(model, name, getattr(reference, name))
         model.is_trained_, model.names_labels_ = reference.is_trained_, reference.names_labels_
         return model
+
+    @staticmethod
+    def _check_setup(adata: AnnData | MuData, setup: Mapping[str, Any]) -> None:
+        """Of a query: what is said of it must be there."""
 
     @staticmethod
     def prepare_query_anndata(

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from scanpy_scgpt._modalities import is_mudata
 from scanpy_scgpt._validate import check_anndata
 
 from ._embed import embeddings
@@ -63,8 +64,19 @@ def integration(
     ------
     KeyError
         When a key is not in `.obsm`, a column not in `.obs`, or a score not in the table.
+    TypeError
+        For a MuData.
+    ValueError
+        When there are no bases.
     """
+    if is_mudata(adata):
+        msg = "pl.integration draws an AnnData. Of a MuData: pl.modalities(mdata, 'X_umap', color='batch')."
+        raise TypeError(msg)
     check_anndata(adata, function="pl.integration")
+    bases = [bases] if isinstance(bases, str) else bases
+    if not len(bases):
+        msg = "bases is empty: name keys of adata.obsm, such as bases=['X_umap']."
+        raise ValueError(msg)
     if scores is not None and (lacking := [name for name in _SCORES if name not in scores]):
         msg = f"scores has no column {lacking[0]!r}; it must be a table of metrics.integration(...)."
         raise KeyError(msg)

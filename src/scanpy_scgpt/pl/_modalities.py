@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 import anndata as ad
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scgpt._keys import UNS, ImputeKeys, IntegrateKeys
-from scanpy_scgpt._modalities import is_mudata
+from scanpy_scgpt._modalities import column_of, is_mudata
 
 from ._embed import embeddings
 
@@ -41,10 +42,11 @@ def modalities(
     basis
         Key of a two-dimensional embedding in `.obsm`.
     modality
-        Modality that :func:`scanpy_scgpt.tl.impute_modality` was run on (or its `key_added`): a second panel shows the
-        correlation of each feature, of the mix (bar) and of its parts (marks), and the coverage of the interval.
+        Modality that :func:`scanpy_scgpt.tl.impute_modality` was run on, its kind, or the `key_added`: a second panel
+        shows the correlation of each feature, of the mix (bar) and of its parts (marks), and the coverage of the
+        interval.
     color
-        Another column of `mdata.obs` for a further panel, such as the batch.
+        Another column of `mdata.obs`, or of the modalities' `.obs`, for a further panel, such as the batch.
     size
         Area of a dot in points squared.
     show
@@ -70,10 +72,13 @@ def modalities(
         raise KeyError(msg)
     record = None if modality is None else _record(mdata, modality)
     colors = [column] if color is None else [column, color]
-    cells = ad.AnnData(obs=mdata.obs[[name for name in colors if name in mdata.obs]].copy())
-    for key in mdata.obsm:
-        if key == basis:
-            cells.obsm[key] = np.asarray(mdata.obsm[key])
+    cells = ad.AnnData(obs=pd.DataFrame({name: column_of(mdata, name) for name in colors}, index=mdata.obs_names))
+    if basis not in mdata.obsm:
+        near = difflib.get_close_matches(basis, map(str, mdata.obsm), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else " Make it: sc.pp.neighbors, then sc.tl.umap(mdata)."
+        msg = f"mdata.obsm has no {basis!r}. Keys: {', '.join(map(repr, mdata.obsm)) or 'none'}.{hint}"
+        raise KeyError(msg)
+    cells.obsm[basis] = np.asarray(mdata.obsm[basis])
     n = len(colors) + (record is not None)
     figure, axes = plt.subplots(1, n, figsize=(6 * n, 5), squeeze=False, layout="constrained")
     try:
@@ -93,6 +98,9 @@ def modalities(
 def _record(mdata: MuData, modality: str) -> dict:
     key = ImputeKeys.named(modality, None).uns
     found = mdata.uns.get(UNS, {})
+    of_kind = [name for name, one in found.items() if name.startswith("impute_") and one.get("kind") == modality]
+    if key not in found and of_kind:
+        key = of_kind[-1]
     if key not in found:
         msg = f"mdata.uns[{UNS!r}] has no {key!r}. Run scgpt.tl.impute_modality(mdata, {modality!r}) first."
         raise KeyError(msg)

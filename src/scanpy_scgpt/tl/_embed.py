@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -75,7 +76,8 @@ def embed(
         Cells, shape `(n_obs, n_vars)`: an AnnData in memory, backed or with dask arrays, dense or sparse; a MuData,
         whose cells are embedded by the modalities that they have (a cell has NaN when the checkpoint knows none of its
         features); or the path of an `.h5ad`, `.zarr` or `.h5mu` file (its modality `rna`), or a list of paths,
-        whose genes may differ.
+        whose genes may differ. Columns of an AnnData that are antibodies or peaks by `var["feature_types"]` are left
+        out.
     model
         Name out of `models.available()`, folder of a checkpoint (ours or of the original release), a checkpoint, or
         `None` for `settings.model`.
@@ -128,6 +130,8 @@ def embed(
         Vector of each cell. A cell without any gene of the vocabulary gets the vector of an empty cell.
     `.obs["scgpt_qc"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
         `ok` or `empty`; written only when there are empty cells (or the column exists).
+    `.obs["scgpt_modalities"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
+        Of a MuData: the modalities that a cell has, such as `rna+protein`, known to the checkpoint or not.
     `.varm["scgpt_genes"]` : float32, shape `(n_vars, d_model)`
         With `gene_embeddings=True`: vector of each gene, NaN where it has no token.
     `.uns["scgpt"]["embed"]` : :class:`dict`
@@ -157,6 +161,9 @@ def embed(
     paths = file_paths(data)
     check_places(paths, out, shard, verb="tl.embed")
     modal = paths is None and is_mudata(data)
+    if modal and use_raw is not None:
+        msg = f"use_raw={use_raw!r}: of a MuData say a layer of the modality: layer={{'rna': 'counts'}}."
+        raise ValueError(msg)
     _check(data, paths, gene_embeddings=gene_embeddings, copy=copy, key_added=key_added)
     seed, keys = seed_of(rng), EmbedKeys.named(key_added)
     checkpoint = models.load(model)
@@ -175,7 +182,7 @@ def embed(
         settings = {"layer": layer, "gene_symbols": gene_symbols, "min_genes": min_genes, "normalize": normalize}
         known, embedder = replace(checkpoint, tokenizer=config), Embedder(checkpoint, pooling=pooling, **engine)
         return embed_mudata(data, known, embedder, keys=keys, copy=copy, seed=seed, **settings)
-    make = CellTokens if paths is None else CellFiles
+    make = partial(CellTokens, genes_alone=True) if paths is None else CellFiles
     cells = make(data if paths is None else paths, checkpoint, config, **where, min_genes=min_genes, seed=seed)
     embedder = Embedder(checkpoint, pooling=pooling, **engine)
     if paths is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 
 from scanpy_scgpt._keys import UNS, EmbedKeys, IntegrateKeys
 from scanpy_scgpt._logging import get_logger, quiet
-from scanpy_scgpt._modalities import check_mudata, patterns
+from scanpy_scgpt._modalities import Modality, check_mudata, find_modalities, patterns_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
@@ -62,16 +62,18 @@ def embed_mudata(
     check_mudata(mdata, function="tl.embed")
     started = time.perf_counter()
     mdata = mdata.copy() if copy else mdata
-    where = {"layers": layers_of(layer), "gene_symbols": gene_symbols, "min_genes": min_genes, "seed": seed}
+    where = {"layers": layers_of(mdata, layer), "gene_symbols": gene_symbols, "min_genes": min_genes, "seed": seed}
     cells = plain_cells(mdata, checkpoint, **where)
+    with quiet("scanpy_scgpt._modalities"):
+        found = find_modalities(mdata)
+    _require_known(cells.parts, found, checkpoint)
     vectors = embedder.embed_tokens(cells.tokens)
     if normalize:
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     empty = cells.tokens.lengths == 0
     vectors[empty] = np.nan
     mdata.obsm[keys.obsm] = vectors.astype(np.float32)
-    with quiet(__name__):
-        codes, names = patterns({kind: part.there for kind, part in cells.parts.items()})
+    codes, names = patterns_of(mdata, found)
     mdata.obs[IntegrateKeys().modalities] = pd.Categorical.from_codes(codes, categories=names)
     record: dict[str, Any] = {
         "model": checkpoint.name,
@@ -90,6 +92,17 @@ def embed_mudata(
     mdata.uns[UNS] = {**mdata.uns.get(UNS, {}), keys.uns: record}
     _receipt(record, checkpoint)
     return mdata if copy else None
+
+
+def _require_known(parts: Mapping[str, Any], found: Sequence[Modality], checkpoint: Checkpoint) -> None:
+    """The checkpoint must know a modality."""
+    if not parts:
+        listed = ", ".join(f"{one.name!r} is {one.kind}" for one in found)
+        msg = (
+            f"{checkpoint.label} knows nothing of these cells: {listed}. Proteins and peaks become known by training: "
+            "scgpt.tl.integrate(mdata)."
+        )
+        raise ValueError(msg)
 
 
 def _receipt(record: Mapping[str, Any], checkpoint: Checkpoint) -> None:

@@ -9,24 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata.utils import make_index_unique
 
 from scanpy_scgpt._keys import UNS, ImputeKeys
 from scanpy_scgpt._logging import get_logger, quiet
-from scanpy_scgpt._modalities import check_mudata, column_of, find_modalities, is_mudata
+from scanpy_scgpt._modalities import (
+    LOG_RATIOS,
+    NEGATIVE_COUNTS,
+    check_mudata,
+    column_of,
+    find_modalities,
+    is_mudata,
+    values_of,
+)
 from scanpy_scgpt._validate import seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
-from ._integrate import train
+from ._integrators import train
 from ._mudata import BATCH, layers_of, lent
 
 if TYPE_CHECKING:
     from mudata import MuData
 
-    from scanpy_scgpt.model import SCGPTMulti
+    from scanpy_scgpt.model import Imputed, SCGPTMulti
 
 logger = get_logger(__name__)
 _SCALE = {"rna": "log(1 + counts per 10,000)", "protein": "log(1 + counts)", "atac": "share that is open"}
+_RATIOS = "log ratios above the lowest protein of the cell"
+_POOR = 0.1  # mean correlation with left-out cells below which the mean of a feature does as well
 
 
 def impute_modality(
@@ -90,9 +101,9 @@ def impute_modality(
     `None`, or the copy if `copy=True`. Sets the fields
 
     `.obsm["scgpt_prot"]` : :class:`pandas.DataFrame` of float32, shape `(n_obs, n_features)`
-        Prediction: of proteins as `log(1 + counts)`, of peaks as share that is open, of genes as `log(1 + counts per
-        10,000)`. A cell that has the modality gets a prediction that did not see it; one without any other modality
-        has NaN.
+        Prediction: of proteins as `log(1 + counts)` (of log ratios: above the lowest protein of the cell), of peaks as
+        share that is open, of genes as `log(1 + counts per 10,000)`. A cell that has the modality gets a prediction
+        that did not see it; one without any other modality has NaN.
     `.obsm["scgpt_prot_lower"]` : :class:`pandas.DataFrame` of float32, shape `(n_obs, n_features)`
         Lower end of the interval.
     `.obsm["scgpt_prot_upper"]` : :class:`pandas.DataFrame` of float32, shape `(n_obs, n_features)`
@@ -116,31 +127,32 @@ def impute_modality(
     >>> mdata.obsm["scgpt_prot"]["CD3"]
     """
     started, seed = time.perf_counter(), seed_of(rng)
-    _check(mdata, level=level, max_epochs=max_epochs)
+    _check(mdata, level=level, max_epochs=max_epochs, key_added=key_added)
     name, kind = _target(mdata, to, modalities)
     keys = ImputeKeys.named(name, key_added)
     mdata = mdata.copy() if copy else mdata
-    setup = {"modalities": modalities, "layers": layers_of(layer), "n_top_peaks": n_top_peaks}
+    setup = {"modalities": modalities, "layers": layers_of(mdata, layer), "n_top_peaks": n_top_peaks}
     made = {"network_weight": network_weight, "n_top_genes": n_top_genes, "min_genes": min_genes, "rng": seed % 2**31}
     batches = None if batch_key is None else column_of(mdata, batch_key)
     with quiet("scvi", "scanpy_scgpt.data.fields"), lent(mdata, batches) as cells:
         fitted = _fitted(cells, model, setup, made, {"max_epochs": max_epochs, "device": device})
         found = fitted.impute(kind, level=level)
     names = _names(mdata, name, kind, found.features)
+    scale = _scale(mdata, name, kind, setup["layers"])
     for key, values in ((keys.obsm, found.mean), (keys.lower, found.lower), (keys.upper, found.upper)):
         mdata.obsm[key] = pd.DataFrame(values, index=mdata.obs_names, columns=names)
     record = {
         "model": fitted.model_name,
         "modality": name,
         "kind": kind,
-        "scale": _SCALE[kind],
+        "scale": scale,
         "key": keys.obsm,
         "level": level,
         "features": names,
         "left_out": {column: found.table[column].to_numpy() for column in found.table},
         "shares": found.weights,
         "n_cells": mdata.n_obs,
-        "n_measured": int(found.measured.sum()),
+        **_counted(found),
         "batch_key": batch_key or "",
         "max_epochs": max_epochs,
         "seed": str(seed),
@@ -164,7 +176,30 @@ def _fitted(
     return fitted
 
 
-def _check(mdata: Any, *, level: float, max_epochs: int) -> None:
+def _counted(found: Imputed) -> dict[str, int]:
+    """Cells that have the modality, those of them that taught, and those that nothing could be predicted for."""
+    given = np.isfinite(found.mean).any(axis=1)
+    return {
+        "n_measured": int(found.measured.sum()),
+        "n_taught": int((found.measured & given).sum()),
+        "n_predicted": int((~found.measured & given).sum()),
+        "n_without": int((~given).sum()),
+    }
+
+
+def _scale(mdata: MuData, name: str, kind: str, layers: Mapping[str, str] | None) -> str:
+    """What the predicted values are."""
+    if kind != "protein":
+        return _SCALE[kind]
+    layers = layers or {}
+    _, what = values_of(mdata.mod[name], "protein", layers.get(name, layers.get(kind)))
+    if what not in {LOG_RATIOS, NEGATIVE_COUNTS}:
+        return _SCALE[kind]
+    logger.info("note: %r has %s.", name, what)
+    return _RATIOS if what == LOG_RATIOS else _SCALE[kind]
+
+
+def _check(mdata: Any, *, level: float, max_epochs: int, key_added: str | None) -> None:
     if not is_mudata(mdata):
         msg = (
             f"tl.impute_modality takes a MuData, this is {type(mdata).__name__}: mudata.MuData({{'rna': adata, "
@@ -172,6 +207,9 @@ def _check(mdata: Any, *, level: float, max_epochs: int) -> None:
         )
         raise TypeError(msg)
     check_mudata(mdata, function="tl.impute_modality")
+    if key_added is not None and "/" in key_added:
+        msg = f"key_added={key_added!r}: a name with a slash cannot be written to a file. Leave the slash out."
+        raise ValueError(msg)
     if not 0 < level < 1:
         msg = f"level={level!r}: a share between 0 and 1, such as 0.9."
         raise ValueError(msg)
@@ -201,18 +239,18 @@ def _names(mdata: MuData, name: str, kind: str, features: list[str]) -> list[str
     own = mdata.mod[name].var_names.astype(str)
     tokens = protein_tokens(own) if kind == "protein" else peak_tokens(own)
     place = dict(zip(tokens, own, strict=True))
-    return [place.get(feature, feature).replace("/", "_") for feature in features]  # no file takes a slash
+    names = pd.Index([place.get(feature, feature).replace("/", "_") for feature in features])  # no file takes a slash
+    return list(make_index_unique(names)) if not names.is_unique else list(names)
 
 
 def _receipt(record: Mapping[str, Any], table: pd.DataFrame) -> None:
-    n_new = record["n_cells"] - record["n_measured"]
     logger.info(
         "impute_modality: %s (%s features) of %s cells without it, learned from %s · correlation with left-out cells "
         "%.3f, coverage of %.0f %% intervals %.0f %% · %s · %.0f s → obsm[%r]",
         record["modality"],
         f"{len(record['features']):,}",
-        f"{n_new:,}",
-        f"{record['n_measured']:,}",
+        f"{record['n_predicted']:,}",
+        f"{record['n_taught']:,}",
         table["correlation"].mean(),
         100 * record["level"],
         100 * table["coverage"].mean(),
@@ -220,3 +258,16 @@ def _receipt(record: Mapping[str, Any], table: pd.DataFrame) -> None:
         record["seconds"],
         record["key"],
     )
+    if record["n_without"]:
+        text = "impute_modality: %s cells have no other modality to predict %s from, and NaN."
+        logger.warning(text, f"{record['n_without']:,}", record["modality"])
+    mean, n_constant = table["correlation"].mean(), int(table["correlation"].isna().sum())
+    if not mean >= _POOR:
+        logger.warning(
+            "impute_modality: the correlation with left-out cells is %.3f: the prediction is hardly better than the "
+            "mean of each feature. Do not rely on it.",
+            mean,
+        )
+    if n_constant and n_constant < len(table):
+        text = "impute_modality: %s features are the same in all cells that teach; of them nothing is learned."
+        logger.warning(text, f"{n_constant:,}")

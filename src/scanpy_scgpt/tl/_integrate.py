@@ -13,24 +13,34 @@ import pandas as pd
 from scanpy_scgpt import models
 from scanpy_scgpt._keys import UNS, IntegrateKeys
 from scanpy_scgpt._logging import get_logger, quiet
-from scanpy_scgpt._modalities import check_mudata, column_of, is_mudata
-from scanpy_scgpt._validate import check_anndata, check_key, copied, seed_of
+from scanpy_scgpt._modalities import is_mudata
+from scanpy_scgpt._validate import copied, seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
-from ._mudata import BATCH, layers_of, lent
+from ._integrate_checks import (
+    batches_for,
+    batches_of,
+    check_input,
+    check_settings,
+    note_nothing,
+    note_unused,
+)
+from ._integrators import of_anndata, of_mudata, trained
+from ._mudata import layers_of, lent
 from ._shallow import shallow
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scanpy_scgpt.model import SCGPTIntegrator, SCGPTMulti
+    from scanpy_scgpt.model import SCGPTIntegrator
 
 logger = get_logger(__name__)
 _SHOWN = 20_000  # cells that are shown in all epochs together, where nobody says how many epochs
 _MOST_EPOCHS = 5
-_FEW = 3  # cells of a batch that tell nothing about it
+_SHOWN_BATCHES = 5
+_FEW_SHARED = 0.5  # share of the features of a model: said below
 
 
 def integrate(
@@ -51,7 +61,7 @@ def integrate(
     correct: bool | None = None,
     n_top_genes: int = 1200,
     n_components: int = 50,
-    min_genes: int = 200,
+    min_genes: int | None = None,
     device: str = "auto",
     key_added: str | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -67,8 +77,9 @@ def integrate(
     batches mix, and how many of their neighbours inside their own batch cells keep. Training that does not pay is
     undone, a correction that does not pay is not made, and the receipt says so.
 
-    A MuData is taken as it is: RNA, proteins and chromatin of the same cells, of some of them, or of different ones
-    (:class:`scanpy_scgpt.model.SCGPTMulti`). Every cell gets a vector; what a cell lacks is filled from what it has.
+    A MuData is taken as it is: RNA, proteins and chromatin of the same cells or of some of them
+    (:class:`scanpy_scgpt.model.SCGPTMulti`). Every cell with any of them gets a vector; what it lacks is filled from
+    what it has, as cells that have both teach. Where no cell has both, places in one space mean nothing: that is said.
 
     Parameters
     ----------
@@ -79,9 +90,11 @@ def integrate(
         more, and numbers become names.
     model
         Where the weights start, as in :func:`scanpy_scgpt.tl.embed`; or a trained integrator, or the folder of one:
-        then nothing is trained, and its batches and new ones go into its space.
+        then nothing is trained, and its batches and new ones go into its space. Cells without `batch_key` are one new
+        batch then. What concerns training has no effect, and that is said.
     layer, use_raw
-        Where the counts are; of a MuData a layer by the name of the modality.
+        Where the counts are; of a MuData a layer by the name of the modality (`{}`, with a trained integrator, for
+        `X`), and no `use_raw`.
     modalities
         Of a MuData: kind (`"rna"`, `"protein"`, `"atac"`) of each modality that takes part, by its name; by default
         guessed from `feature_types`, names and the spelling of peaks, and said.
@@ -104,7 +117,7 @@ def integrate(
     n_top_genes, n_components
         Highly variable genes, found batch by batch; components of each part.
     min_genes
-        Fewest genes that must be in the vocabulary.
+        Fewest genes that must be in the vocabulary: 200, or what a trained integrator was made with.
     device
         `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`.
     key_added
@@ -122,10 +135,11 @@ def integrate(
     -------
     `None`, or the copy if `copy=True`. Sets the fields
 
-    `.obsm["X_scgpt_integrated"]` : :class:`numpy.ndarray` of float32, shape `(n_obs, 2 * n_components)`
-        Components of expression, then those of the network; of a MuData those of each modality first.
+    `.obsm["X_scgpt_integrated"]` : :class:`numpy.ndarray` of float32, shape `(n_obs, n_dims)`
+        Components of expression, then those of the network: at most `n_components` each. Of a MuData those of each
+        modality first; a cell without any modality that takes part has NaN.
     `.obs["scgpt_modalities"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
-        Of a MuData: what a cell has, such as `rna+protein`.
+        Of a MuData: what a cell has of what takes part, such as `rna+protein`, or `nothing`.
     `.uns["scgpt"]["integrate"]` : :class:`dict`
         Model, settings, batches, mixing and kept neighbours with and without correction, best epoch.
 
@@ -146,38 +160,43 @@ def integrate(
     >>> sc.pp.neighbors(adata, use_rep="X_scgpt_integrated")
     """
     started, seed = time.perf_counter(), seed_of(rng)
-    keys = IntegrateKeys.named(key_added)
-    if modal := is_mudata(adata):
-        check_mudata(adata, function="tl.integrate")
-    else:
-        check_anndata(adata, function="tl.integrate", copy=copy)
-    batches = _batches(adata, batch_key)
-    _check(adata, modal=modal, save=save, overwrite=overwrite, max_epochs=max_epochs, key=keys.obsm)
-    adata = copied(adata) if copy else adata
+    keys, modal = IntegrateKeys.named(key_added), is_mudata(adata)
+    check_input(adata, copy=copy, batch_key=batch_key, layer=layer, use_raw=use_raw, modalities=modalities)
+    check_settings(adata, save=save, overwrite=overwrite, max_epochs=max_epochs, correct=correct, key=keys.obsm)
     made = {"objectives": objectives, "domain_norm": domain_norm, "include_zeros": include_zeros}
-    made |= {"network_weight": network_weight, "correct": correct, "min_genes": min_genes, "rng": seed % 2**31}
+    made |= {"network_weight": network_weight, "correct": correct}
     made |= {"n_top_genes": n_top_genes, "n_components": n_components}
-    training = {"max_epochs": epochs_for(adata.n_obs) if max_epochs is None else max_epochs, "freeze": freeze}
-    training |= {"early_stopping": early_stopping, "device": device}
+    training = {"max_epochs": max_epochs, "freeze": freeze, "early_stopping": early_stopping}
     given = trained(model, modal=modal)
-    with quiet("scvi", "scanpy_scgpt.data.fields"):
+    batches = batches_of(adata, batch_key, modalities=modalities, fitted=given is None)
+    if given is not None:
+        note_unused(integrate, {**made, **training})
+        batches = batches_for(given, batches, adata)
+    adata = copied(adata) if copy else adata
+    made |= {"min_genes": 200 if min_genes is None else min_genes, "rng": seed % 2**31}
+    training |= {"max_epochs": epochs_for(adata.n_obs) if max_epochs is None else max_epochs}
+    training |= {"device": device, "min_genes": min_genes}
+    with quiet("scvi", "scanpy_scgpt.data.fields", *(("scanpy_scgpt.model._query",) if given is not None else ())):
         if modal:
-            setup = {"modalities": modalities, "layers": layers_of(layer)}
+            setup = {"modalities": modalities, "layers": layers_of(adata, layer)}
             with lent(adata, batches) as cells:
-                integrator, where = _of_mudata(cells, given, model, made, training, setup), "mod"
+                integrator, where = of_mudata(cells, given, model, made, training, setup), "mod"
                 vectors = integrator.get_latent_representation()
                 codes, names = integrator.patterns()
+                of_query = {} if given is None else record_of_query(integrator, given, model, batches)
             adata.obs[keys.modalities] = pd.Categorical.from_codes(codes, categories=names)
+            note_nothing(np.isnan(vectors).all(axis=1), column=keys.modalities)
         else:
             cells, where = shallow(adata, layer=layer, use_raw=use_raw)
             if batches is not None:
                 cells.obs["batch"] = batches.to_numpy()
-            integrator = _of_anndata(cells, given, model, made, training)
+            integrator = of_anndata(cells, given, model, made, training)
             vectors = integrator.get_latent_representation()
+            of_query = {} if given is None else record_of_query(integrator, given, model, batches)
     adata.obsm[keys.obsm] = vectors
-    record = {**record_of(integrator, training, applied=given is not None), "source": where, "seed": str(seed)}
+    record = {**record_of(integrator, training, given), "source": where, "seed": str(seed)}
     record |= {"batch_key": batch_key or "", "n_cells": adata.n_obs, "key": keys.obsm, "version": __version__}
-    record["seconds"] = time.perf_counter() - started
+    record |= {**of_query, "seconds": time.perf_counter() - started}
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
     if save is not None:
         integrator.save(save, overwrite=overwrite)
@@ -192,132 +211,19 @@ def epochs_for(n_obs: int) -> int:
     return int(np.clip(round(_SHOWN / max(n_obs, 1)), 1, _MOST_EPOCHS))
 
 
-def trained(model: Any, *, modal: bool = False) -> SCGPTIntegrator | None:
-    """An integrator, or what a folder of one holds; None for anything else."""
-    from scanpy_scgpt.model import SCGPTIntegrator, SCGPTMulti
-
-    if isinstance(model, SCGPTIntegrator):
-        return model
-    if isinstance(model, str | os.PathLike) and os.path.isfile(os.path.join(model, "model.json")):  # noqa: PTH113, PTH118
-        return (SCGPTMulti if modal else SCGPTIntegrator).load(model, adata=False, accelerator="cpu")
-    return None
-
-
-def query(integrator: SCGPTIntegrator, cells: AnnData, *, device: str) -> SCGPTIntegrator:
-    """The trained model on other cells."""
-    accelerator, _, number = device.partition(":")
-    where = {"accelerator": accelerator, "device": int(number) if number else "auto"}
-    return type(integrator).load_query_data(cells, integrator, **where)
-
-
-def _of_mudata(
-    mdata: MuData,
-    given: SCGPTIntegrator | None,
-    model: Any,
-    settings: Mapping[str, Any],
-    training: Mapping[str, Any],
-    setup: Mapping[str, Any],
-) -> SCGPTMulti:
-    """A trained model on other cells, or one that is trained on these."""
-    from scanpy_scgpt.model import SCGPTMulti
-
-    if given is not None:
-        return query(given, mdata, device=training["device"])
-    SCGPTMulti.setup_mudata(mdata, batch_key=BATCH if BATCH in mdata.obs else None, **setup)
-    integrator = SCGPTMulti(mdata, model=model, **settings)
-    train(integrator, training)
-    return integrator
-
-
-def _of_anndata(
-    cells: AnnData,
-    given: SCGPTIntegrator | None,
-    model: Any,
-    settings: Mapping[str, Any],
-    training: Mapping[str, Any],
-) -> SCGPTIntegrator:
-    """A trained model on other cells, or one that is trained on these."""
-    from scanpy_scgpt.model import SCGPTIntegrator
-
-    if given is not None:
-        return query(given, cells, device=training["device"])
-    SCGPTIntegrator.setup_anndata(cells, batch_key="batch" if "batch" in cells.obs else None)
-    integrator = SCGPTIntegrator(cells, model=model, **settings)
-    train(integrator, training)
-    return integrator
-
-
-def train(integrator: SCGPTIntegrator, training: Mapping[str, Any]) -> None:
-    """Train on the device that was asked for; with validation cells, where there are enough."""
-    accelerator, _, number = training["device"].partition(":")
-    integrator.train(
-        max_epochs=training["max_epochs"],
-        accelerator=accelerator,
-        devices=[int(number)] if number else "auto" if accelerator != "cpu" else 1,
-        freeze=training["freeze"],
-        early_stopping=training["early_stopping"] and training["max_epochs"] > 1,
-    )
-
-
-def _batches(adata: AnnData | MuData, batch_key: str | None) -> pd.Series | None:
-    """The batch of each cell."""
-    if batch_key is None:
-        return None
-    if is_mudata(adata):
-        column = column_of(adata, batch_key)
-    else:
-        check_key(adata.obs, batch_key, where="adata.obs")
-        column = adata.obs[batch_key]
-    _note_batches(column, batch_key)
-    return column
-
-
-def _check(adata: AnnData | MuData, *, modal: bool, save: Any, overwrite: bool, max_epochs: Any, key: str) -> None:
-    """What can be refused before anything is trained."""
-    if save is not None:
-        from scanpy_scgpt.model import SCGPTIntegrator
-
-        SCGPTIntegrator.check_place(save, overwrite=overwrite)
-    if not adata.n_obs:
-        msg = f"{'mdata' if modal else 'adata'} has no cells. Look at the filter that it comes out of."
-        raise ValueError(msg)
-    if max_epochs is not None and (not isinstance(max_epochs, int) or max_epochs < 0):
-        msg = f"max_epochs={max_epochs!r}: a whole number, 0 for the network as it is, or None."
-        raise ValueError(msg)
-    if "/" in key:
-        msg = f"key_added={key!r}: a name with a slash cannot be written to a file. Leave the slash out."
-        raise ValueError(msg)
-
-
-def _note_batches(column: pd.Series, batch_key: str) -> None:
-    """What is unusual about the batches."""
-    sizes = column.value_counts()
-    sizes = sizes[sizes > 0]
-    if n_missing := int(column.isna().sum()):
-        logger.warning(
-            "integrate: obs[%r] has %s missing values; these cells are the batch 'unknown_batch'.",
-            batch_key,
-            f"{n_missing:,}",
-        )
-    if len(sizes) + bool(n_missing) == 1:
-        logger.warning("integrate: obs[%r] has one batch, so there is nothing to lay over.", batch_key)
-    small = sizes[sizes < _FEW]
-    if len(small) and len(sizes) > 1:
-        named = ", ".join(f"{name!r} ({n})" for name, n in small.iloc[:5].items())
-        logger.warning("integrate: batches of fewer than %s cells say little about their shift: %s.", _FEW, named)
-
-
-def record_of(integrator: SCGPTIntegrator, training: Mapping[str, Any], *, applied: bool) -> dict[str, Any]:
+def record_of(
+    integrator: SCGPTIntegrator, training: Mapping[str, Any], given: SCGPTIntegrator | None
+) -> dict[str, Any]:
     """What `.uns` keeps."""
     joint, history = integrator.joint, integrator.history_ or {}
     watched = history.get("integration_validation")
     return {
         "model": integrator.model_name,
         "batches": list(integrator.batches_),
-        "applied": applied,
-        "max_epochs": 0 if applied else training["max_epochs"],
+        "applied": given is not None,
+        "max_epochs": 0 if given is not None else training["max_epochs"],
         "objectives": list(integrator.module.objectives),
-        "corrected": bool(joint.corrected),
+        "corrected": bool(joint.corrected and any(x is not None for x in joint.alignments.values())),
         "measured": {name: dict(figures) for name, figures in integrator.measured_.items()},
         "start": float(integrator.start_) if integrator.start_ is not None else float("nan"),
         "epochs": [] if watched is None else watched.iloc[:, 0].astype(float).tolist(),
@@ -325,15 +231,35 @@ def record_of(integrator: SCGPTIntegrator, training: Mapping[str, Any], *, appli
     }
 
 
+def record_of_query(
+    integrator: SCGPTIntegrator, given: SCGPTIntegrator, model: Any, batches: pd.Series | None
+) -> dict[str, Any]:
+    """What `.uns` keeps of cells that a trained integrator was applied to."""
+    named = os.fspath(model) if isinstance(model, str | os.PathLike) else f"{type(given).__name__} ({given.model_name})"
+    new = [name for name in integrator.batches_ if name not in set(given.batches_)]
+    present = [] if batches is None else integrator.batches_of_cells()
+    shared = {name: list(counted) for name, counted in integrator.shared_features().items()}
+    return {
+        "model": named,
+        "known_batches": [name for name in present if name not in new],
+        "new_batches": [name for name in present if name in new],
+        "shared_features": shared,
+    }
+
+
 def receipt(record: Mapping[str, Any]) -> None:
     """One line on what was done."""
-    parts = [f"{record['n_cells']:,} cells", f"{len(record['batches'])} batches", record["source"], record["model"]]
+    parts = [f"{record['n_cells']:,} cells", *_of_batches(record), record["source"], record["model"]]
+    if record["applied"]:
+        parts += [
+            f"{n:,} of its {every:,} features of {name}" for name, (n, every) in record["shared_features"].items()
+        ]
     if record["epochs"]:
         best = max(record["epochs"])
         helped = best > record["start"]
         text = f"epoch {1 + record['epochs'].index(best)} of {len(record['epochs'])} kept" if helped else "start kept"
         parts.append(f"network: {text} (mixing + kept neighbours {record['start']:.3f} → {best:.3f})")
-    if record["measured"]:
+    if record["measured"] and not record["applied"]:
         plain, corrected = record["measured"]["uncorrected"], record["measured"]["corrected"]
         parts.append(
             f"correction {'kept' if record['corrected'] else 'not made'}: mixing {plain['mixing']:.3f} → "
@@ -341,3 +267,25 @@ def receipt(record: Mapping[str, Any]) -> None:
         )
     parts.append(f"{record['seconds']:.0f} s")
     logger.info("integrate: %s → obsm[%r]", " · ".join(parts), record["key"])
+    for name, (n, every) in record.get("shared_features", {}).items():
+        if n < _FEW_SHARED * every:
+            logger.warning(
+                "integrate: the cells have %s of the %s features of %s that the model goes by, so their vectors say "
+                "little. Are names and species the same?",
+                f"{n:,}",
+                f"{every:,}",
+                name,
+            )
+
+
+def _of_batches(record: Mapping[str, Any]) -> list[str]:
+    if not record["applied"]:
+        n = len(record["batches"])
+        return [f"{n} batch{'es' if n > 1 else ''}"] if n else []
+    known, new = record["known_batches"], record["new_batches"]
+    text = [f"{len(known)} known batch{'es' if len(known) > 1 else ''}"] if known else []
+    if new:
+        shown = ", ".join(map(repr, new[:_SHOWN_BATCHES])) + (", ..." if len(new) > _SHOWN_BATCHES else "")
+        shifted = "laid over them" if record["corrected"] else "not corrected"
+        text.append(f"{len(new)} new ({shown}), {shifted}")
+    return text

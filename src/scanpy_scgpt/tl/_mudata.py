@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from scanpy_scgpt._modalities import KINDS
+from scanpy_scgpt._validate import check_one_of
+
 if TYPE_CHECKING:
     from mudata import MuData
 
@@ -36,15 +39,19 @@ def lent(mdata: MuData, batches: pd.Series | None = None) -> Iterator[MuData]:
                 del table[name]
 
 
-def layers_of(layer: str | Mapping[str, str] | None) -> Mapping[str, str] | None:
+def layers_of(mdata: MuData, layer: str | Mapping[str, str] | None) -> Mapping[str, str] | None:
     """Layers by modality.
 
     Raises
     ------
     TypeError
         For the name of one layer: modalities have their own.
+    ValueError
+        For a modality that is not there.
     """
     if isinstance(layer, str):
         msg = f"layer={layer!r}: of a MuData say the modality too, such as layer={{'rna': {layer!r}}}."
         raise TypeError(msg)
+    for name in layer or ():
+        check_one_of(name, dict.fromkeys([*mdata.mod, *KINDS]), name="a modality in layer")
     return layer

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scgpt._counts import choose_counts
+from scanpy_scgpt._modalities import own_columns
 from scanpy_scgpt.disk import as_cells
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def shallow(adata: AnnData, *, layer: str | None, use_raw: bool | None) -> tuple[AnnData, str]:
-    """An AnnData that shares the matrix of counts, and the place of that matrix.
+    """An AnnData that shares the matrix of counts, and the place of that matrix; antibodies and peaks are left out.
 
     Parameters
     ----------
@@ -29,5 +30,8 @@ def shallow(adata: AnnData, *, layer: str | None, use_raw: bool | None) -> tuple
     matrix = source.matrix
     if source.on_disk:
         matrix = source.rows(0, source.n_obs)
+    mine, var = own_columns(source.var, "rna"), source.var
+    if not mine.all():
+        matrix, var = matrix[:, np.flatnonzero(mine)], var[mine]
     obs = pd.DataFrame(index=pd.Index(np.asarray(adata.obs_names)))
-    return ad.AnnData(X=matrix, obs=obs, var=source.var.copy()), source.where
+    return ad.AnnData(X=matrix, obs=obs, var=var.copy()), source.where

@@ -114,6 +114,7 @@ def test_a_trained_model_reads_the_layer_and_the_modalities_that_are_named(whole
     setup = {"layers": {"strange": "raw"}, "modalities": {"strange": "rna"}}
     found = model.SCGPTMulti.load_query_data(query, reference, **setup)
     assert np.isfinite(found.get_latent_representation()).all()
+    assert "query: the cells have no batches" in caplog.text
     for wrong, error, text in (
         ({"layer": {"rna": "typo"}}, KeyError, "no layer 'typo'"),
         ({"layer": {"rn": "raw"}}, ValueError, "did you mean 'rna'"),
@@ -147,6 +148,15 @@ def test_modalities_that_no_cell_links_are_spoken_of(whole, caplog):
     with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
         tl.integrate(apart, n_components=5, network_weight=0, **FAST)
     assert "no cell has 'rna', 'prot' beside another modality" in caplog.text
+
+
+def test_a_model_of_another_kind_of_cells(mosaic, space):
+    other = model.SCGPTMulti.load(space, adata=False, accelerator="cpu")
+    with pytest.raises(TypeError, match="model is a SCGPTMulti, and these cells are an AnnData"):
+        tl.integrate(mosaic.mod["rna"].copy(), model=other, device="cpu")
+    other.joint = None
+    with pytest.raises(ValueError, match="This SCGPTMulti is not trained"):
+        tl.integrate(mosaic, model=other, device="cpu")
 
 
 def test_what_a_query_brings_is_compared_with_the_model(whole, space, caplog):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +118,8 @@ class ModalitiesField(BaseAnnDataField):
     def part(self, mdata: MuData, one: Modality) -> AnnData:
         """A modality without columns of another kind."""
         adata = mdata.mod[one.name]
-        mine = own_features(adata, one.kind)
+        with quiet("scanpy_scgpt._modalities"):  # it is said once
+            mine = own_features(adata, one.kind)
         return adata if mine.all() else adata[:, mine]
 
     def layer_of(self, mdata: MuData, one: Modality) -> str | None:
@@ -169,6 +170,7 @@ class ModalitiesField(BaseAnnDataField):
         return state
 
     def _shared(self, mdata: MuData, found: tuple[Modality, ...]) -> dict[str, Any]:
+        note_other_columns(mdata, found)
         rna = next((one for one in found if one.kind == "rna"), None)
         names = np.asarray([] if rna is None else self.part(mdata, rna).var_names.astype(str), dtype=object)
         symbols = names
@@ -229,6 +231,12 @@ def check_layers(mdata: MuData, layers: Mapping[str, str] | None) -> None:
     """
     for name in layers or ():
         check_one_of(name, dict.fromkeys([*mdata.mod, *KINDS]), name="a modality in layer")
+
+
+def note_other_columns(mdata: MuData, found: Sequence[Modality]) -> None:
+    """Say which columns of modalities are of another kind."""
+    for one in found:
+        own_features(mdata.mod[one.name], one.kind)
 
 
 def _note_apart(mdata: MuData, found: tuple[Modality, ...]) -> None:

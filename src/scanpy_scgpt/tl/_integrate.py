@@ -151,6 +151,8 @@ def integrate(
         When the matrix has NaN or negative values, or a setting is out of range.
     GeneMatchError
         When fewer than `min_genes` genes are in the vocabulary.
+    TypeError
+        When arguments or model are for the other kind of cells: an AnnData, a MuData.
     FileExistsError
         When `save` exists and `overwrite` is not given.
 

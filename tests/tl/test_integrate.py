@@ -151,6 +151,8 @@ def test_unusual_batches_are_taken_and_spoken_of(cells, caplog, batches):
     record = adata.uns["scgpt"]["integrate"]
     expected = {"missing": "unknown_batch", "numbers": "0.5", "one": "a", "single cell": "c"}[batches]
     assert expected in record["batches"]
+    assert "_scgpt_batch" not in caplog.text
+    assert "they become 'unknown_batch'" not in caplog.text
     if text:
         assert text.replace("\\", "") in caplog.text
 
@@ -171,6 +173,7 @@ def test_without_batches_there_is_an_embedding(cells):
         ({"layer": {"rna": "counts"}}, TypeError, "an AnnData has one modality"),
         ({"modalities": {"rna": "rna"}}, TypeError, "this is one AnnData"),
         ({"batch_key": ["condition", "cell_type"]}, TypeError, "the name of one column"),
+        ({"device": "gpu9"}, ValueError, "device='gpu9' is not available"),
         ({"correct": "yes"}, ValueError, "correct='yes'"),
         ({"network_weight": -2}, ValueError, "network_weight=-2"),
         ({"objectives": ["gepp"]}, ValueError, "did you mean 'gep'"),

@@ -305,6 +305,17 @@ def test_embedded_by_what_the_checkpoint_knows(whole, caplog):
         tl.embed(together(prot=whole["prot"][:5].copy()), device="cpu")
 
 
+def test_embedding_leaves_what_integration_was_told(whole):
+    mdata = together(first=whole["rna"][:20].copy(), second=whole["prot"][10:30].copy())
+    with pytest.raises(ValueError, match=r"No modality can be used.*var\['feature_types'\] = 'Antibody Capture'"):
+        tl.embed(mdata, device="cpu")
+    tl.integrate(mdata, modalities={"first": "rna", "second": "protein"}, network_weight=0, n_components=5, **FAST)
+    before = mdata.obs["scgpt_modalities"].astype(str)
+    tl.embed(mdata, device="cpu")
+    assert mdata.obs["scgpt_modalities"].astype(str).equals(before)
+    assert set(before) == {"rna", "protein", "rna+protein"}
+
+
 def test_drawn(mosaic):
     tl.impute_modality(mosaic, "prot", **FAST)
     tl.integrate(mosaic, n_components=10, **FAST)

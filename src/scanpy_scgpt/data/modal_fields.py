@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ class ModalitiesField(BaseAnnDataField):
 
     def _require_named(self, mdata: MuData) -> None:
         """Of cells that a model is made from: what was named must be there."""
-        with quiet("scanpy_scgpt._modalities"):
+        with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
             find_modalities(mdata, self.modalities)
         check_layers(mdata, self.layers)
 
@@ -136,7 +137,7 @@ class ModalitiesField(BaseAnnDataField):
 
     def validate_field(self, mdata: MuData) -> None:
         """Names of cells, NaN, negative values, layers, and names of peaks."""
-        with quiet("scanpy_scgpt._modalities"):
+        with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
             found = self.found(mdata)
         for one in found:
             rows_of(mdata, one.name)

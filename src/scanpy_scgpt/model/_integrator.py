@@ -207,6 +207,8 @@ class SCGPTIntegrator(SCGPT):
             self.joint.align({name: x[fitted] for name, x in coordinates.items()}, codes[fitted], rng=seed)
             if not any(alignment is not None for alignment in self.joint.alignments.values()):
                 logger.warning("%s cells are too few to lay batches over one another: not corrected.", len(fitted))
+        elif self.integration_["correct"]:
+            logger.warning("correct=True has no effect: the cells are of one batch.")
         self._choose(self._pays(coordinates, codes, usable), coordinates, codes)
 
     def _choose(self, corrected: bool, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> None:  # noqa: FBT001

@@ -84,8 +84,13 @@ def find_modalities(mdata: MuData, given: Mapping[str, str] | None = None) -> tu
         kept.append(one)
     if not kept:
         listed = ", ".join(map(repr, mdata.mod)) or "none"
-        msg = f"No modality can be used (there are: {listed}). Say what they are: modalities={{'prot': 'protein'}}."
+        msg = (
+            f"No modality can be used (there are: {listed}). Say what they are: modalities={{'prot': 'protein'}}, or "
+            "mdata.mod['prot'].var['feature_types'] = 'Antibody Capture' ('Gene Expression', 'Peaks')."
+        )
         raise ValueError(msg)
+    if given is None:
+        logger.info("modalities: %s", " · ".join(f"{one.name!r} is {one.kind} ({one.found})" for one in kept))
     for kind in KINDS:
         same = [one.name for one in kept if one.kind == kind]
         if len(same) > 1:
@@ -118,8 +123,6 @@ def _guessed(mdata: MuData) -> list[Modality]:
             logger.info("note: modality %r (%s) takes no part.", name, how)
         else:
             found.append(Modality(name, kind, how))
-    if found:
-        logger.info("modalities: %s", " · ".join(f"{one.name!r} is {one.kind} ({one.found})" for one in found))
     return found
 
 

@@ -79,4 +79,12 @@ def test_modality_mixing():
     x = np.random.default_rng(0).normal(size=(200, 2))
     has = np.where(np.arange(200) % 2, "rna", "rna+prot")
     assert metrics.modality_mixing(x, has) > 0.95
+    gap = np.where(np.arange(200)[:, None] < 3, np.nan, x)
+    for given, kwargs, text in (
+        ((gap, has), {}, "embedding: 3 cells have NaN"),
+        ((x, has[1:]), {}, r"embedding \(200, 2\) and 199 batches"),
+        ((x, has), {"n_neighbors": 0}, "n_neighbors=0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            metrics.modality_mixing(*given, **kwargs)
     assert metrics.modality_mixing(x + 100 * (has == "rna")[:, None], has) < 0.05

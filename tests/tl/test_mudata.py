@@ -114,6 +114,7 @@ def test_a_trained_model_reads_the_layer_and_the_modalities_that_are_named(whole
     setup = {"layers": {"strange": "raw"}, "modalities": {"strange": "rna"}}
     found = model.SCGPTMulti.load_query_data(query, reference, **setup)
     assert np.isfinite(found.get_latent_representation()).all()
+    assert "query: the cells have no batches" in caplog.text
     for wrong, error, text in (
         ({"layer": {"rna": "typo"}}, KeyError, "no layer 'typo'"),
         ({"layer": {"rn": "raw"}}, ValueError, "did you mean 'rna'"),
@@ -147,6 +148,15 @@ def test_modalities_that_no_cell_links_are_spoken_of(whole, caplog):
     with caplog.at_level(logging.WARNING, logger="scanpy_scgpt"):
         tl.integrate(apart, n_components=5, network_weight=0, **FAST)
     assert "no cell has 'rna', 'prot' beside another modality" in caplog.text
+
+
+def test_a_model_of_another_kind_of_cells(mosaic, space):
+    other = model.SCGPTMulti.load(space, adata=False, accelerator="cpu")
+    with pytest.raises(TypeError, match="model is a SCGPTMulti, and these cells are an AnnData"):
+        tl.integrate(mosaic.mod["rna"].copy(), model=other, device="cpu")
+    other.joint = None
+    with pytest.raises(ValueError, match="This SCGPTMulti is not trained"):
+        tl.integrate(mosaic, model=other, device="cpu")
 
 
 def test_what_a_query_brings_is_compared_with_the_model(whole, space, caplog):
@@ -293,6 +303,17 @@ def test_embedded_by_what_the_checkpoint_knows(whole, caplog):
     assert mdata.obs["scgpt_modalities"].value_counts().to_dict() == {"rna": 30, "rna+protein": 10, "protein": 20}
     with pytest.raises(ValueError, match="knows nothing of these cells: 'prot' is protein"):
         tl.embed(together(prot=whole["prot"][:5].copy()), device="cpu")
+
+
+def test_embedding_leaves_what_integration_was_told(whole):
+    mdata = together(first=whole["rna"][:20].copy(), second=whole["prot"][10:30].copy())
+    with pytest.raises(ValueError, match=r"No modality can be used.*var\['feature_types'\] = 'Antibody Capture'"):
+        tl.embed(mdata, device="cpu")
+    tl.integrate(mdata, modalities={"first": "rna", "second": "protein"}, network_weight=0, n_components=5, **FAST)
+    before = mdata.obs["scgpt_modalities"].astype(str)
+    tl.embed(mdata, device="cpu")
+    assert mdata.obs["scgpt_modalities"].astype(str).equals(before)
+    assert set(before) == {"rna", "protein", "rna+protein"}
 
 
 def test_drawn(mosaic):

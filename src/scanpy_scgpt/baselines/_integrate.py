@@ -103,7 +103,8 @@ def _harmony(task: _Task) -> np.ndarray:
 
     components, names = task.components.astype(np.float64), pd.DataFrame({"batch": task.batches})
     with quiet("harmonypy", level=logging.ERROR):
-        return harmonypy.run_harmony(components, names, "batch", verbose=False, random_state=task.rng).Z_corr
+        few = {} if round(len(components) / 30) else {"nclust": 1}  # as many cells has a cluster of Harmony
+        return harmonypy.run_harmony(components, names, "batch", verbose=False, random_state=task.rng, **few).Z_corr
 
 
 def _scvi(task: _Task) -> np.ndarray:

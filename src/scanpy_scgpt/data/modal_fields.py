@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,14 +112,15 @@ class ModalitiesField(BaseAnnDataField):
 
     def _require_named(self, mdata: MuData) -> None:
         """Of cells that a model is made from: what was named must be there."""
-        with quiet("scanpy_scgpt._modalities"):
+        with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
             find_modalities(mdata, self.modalities)
         check_layers(mdata, self.layers)
 
     def part(self, mdata: MuData, one: Modality) -> AnnData:
         """A modality without columns of another kind."""
         adata = mdata.mod[one.name]
-        mine = own_features(adata, one.kind)
+        with quiet("scanpy_scgpt._modalities"):  # it is said once
+            mine = own_features(adata, one.kind)
         return adata if mine.all() else adata[:, mine]
 
     def layer_of(self, mdata: MuData, one: Modality) -> str | None:
@@ -135,7 +137,7 @@ class ModalitiesField(BaseAnnDataField):
 
     def validate_field(self, mdata: MuData) -> None:
         """Names of cells, NaN, negative values, layers, and names of peaks."""
-        with quiet("scanpy_scgpt._modalities"):
+        with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
             found = self.found(mdata)
         for one in found:
             rows_of(mdata, one.name)
@@ -169,6 +171,7 @@ class ModalitiesField(BaseAnnDataField):
         return state
 
     def _shared(self, mdata: MuData, found: tuple[Modality, ...]) -> dict[str, Any]:
+        note_other_columns(mdata, found)
         rna = next((one for one in found if one.kind == "rna"), None)
         names = np.asarray([] if rna is None else self.part(mdata, rna).var_names.astype(str), dtype=object)
         symbols = names
@@ -229,6 +232,12 @@ def check_layers(mdata: MuData, layers: Mapping[str, str] | None) -> None:
     """
     for name in layers or ():
         check_one_of(name, dict.fromkeys([*mdata.mod, *KINDS]), name="a modality in layer")
+
+
+def note_other_columns(mdata: MuData, found: Sequence[Modality]) -> None:
+    """Say which columns of modalities are of another kind."""
+    for one in found:
+        own_features(mdata.mod[one.name], one.kind)
 
 
 def _note_apart(mdata: MuData, found: tuple[Modality, ...]) -> None:

@@ -28,8 +28,14 @@ def batch_mixing(embedding: ArrayLike, batches: ArrayLike, *, n_neighbors: int =
     Returns
     -------
     Mean over the cells. Of one batch: 1.
+
+    Raises
+    ------
+    ValueError
+        When the lengths differ, vectors have NaN, or no neighbour is asked for.
     """
     x, (_, codes) = np.asarray(embedding), np.unique(np.asarray(batches).astype(str), return_inverse=True)
+    _check(x, codes, n_neighbors)
     n_batches, n = int(codes.max()) + 1, min(n_neighbors, len(codes) - 1)
     if n_batches < 2 or n < 1:  # noqa: PLR2004
         return 1.0
@@ -38,6 +44,19 @@ def batch_mixing(embedding: ArrayLike, batches: ArrayLike, *, n_neighbors: int =
     drawn = np.random.default_rng(0).choice(n_batches, size=(_DRAWS, n), p=share)
     usual = _entropy(drawn, share).mean()
     return float(_entropy(codes[near], share).mean() / max(usual, np.finfo(float).tiny))
+
+
+def _check(x: np.ndarray, codes: np.ndarray, n_neighbors: int) -> None:
+    if x.ndim != 2 or len(x) != len(codes):  # noqa: PLR2004
+        msg = f"embedding {x.shape} and {len(codes):,} batches: one row and one batch for each cell."
+        raise ValueError(msg)
+    if not np.isfinite(x).all():
+        n = int((~np.isfinite(x)).any(axis=1).sum())
+        msg = f"embedding: {n:,} cells have NaN. Leave them out of both."
+        raise ValueError(msg)
+    if n_neighbors < 1:
+        msg = f"n_neighbors={n_neighbors!r}: a whole number from 1, such as 30."
+        raise ValueError(msg)
 
 
 def _entropy(codes: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -28,6 +28,11 @@ def modality_mixing(embedding: ArrayLike, modalities: ArrayLike, *, n_neighbors:
     Returns
     -------
     0 when a cell sees its own kind alone, 1 when neighbours are as cells drawn at random.
+
+    Raises
+    ------
+    ValueError
+        As :func:`batch_mixing`.
     """
     return batch_mixing(embedding, modalities, n_neighbors=n_neighbors)
 

@@ -207,6 +207,8 @@ class SCGPTIntegrator(SCGPT):
             self.joint.align({name: x[fitted] for name, x in coordinates.items()}, codes[fitted], rng=seed)
             if not any(alignment is not None for alignment in self.joint.alignments.values()):
                 logger.warning("%s cells are too few to lay batches over one another: not corrected.", len(fitted))
+        elif self.integration_["correct"]:
+            logger.warning("correct=True has no effect: the cells are of one batch.")
         self._choose(self._pays(coordinates, codes, usable), coordinates, codes)
 
     def _choose(self, corrected: bool, coordinates: Mapping[str, np.ndarray], codes: np.ndarray) -> None:  # noqa: FBT001
@@ -299,6 +301,18 @@ class SCGPTIntegrator(SCGPT):
         vectors = self.joint.joined(every, codes[positions])
         vectors[~np.isin(positions, self._usable(cells))] = np.nan
         return vectors
+
+    def _note_query(self) -> None:
+        field = next((x for x in self.adata_manager.fields if x.registry_key == "batch" and not x.is_empty), None)
+        if field is None or self.joint is None or not self.joint.corrected or not self.batches_:
+            return
+        if (np.asarray(self.adata.obs[field.attr_key]) < 0).all():
+            name = self.adata_manager.registry["setup_args"]["batch_key"]
+            logger.warning(
+                "query: the cells have no batches (the model looked for obs[%r]), so they are not laid over those of "
+                "the model. Name the column, also for one new batch: batch_key='...'.",
+                name,
+            )
 
     def shared_features(self) -> dict[str, tuple[int, int]]:
         """By part of the vectors: how many of the features that it goes by the cells of the model have, of how many."""

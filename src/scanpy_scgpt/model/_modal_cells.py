@@ -11,7 +11,7 @@ from scipy import sparse
 from scanpy_scgpt._modalities import KINDS, Kind, Modality, rows_of, values_of
 from scanpy_scgpt.data import LabelledCells, Part
 from scanpy_scgpt.data.fields import CategoryField
-from scanpy_scgpt.data.modal_fields import ModalitiesField, columns_among
+from scanpy_scgpt.data.modal_fields import ModalitiesField, columns_among, note_other_columns
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import Tokenizer, Tokens, kinds_of_tokens
 
@@ -150,7 +150,9 @@ def plain_cells(
     kinds = kinds_of_tokens(checkpoint.vocab.tokens)
     features = {kind: tokens[kinds == i].tolist() for i, kind in enumerate(KINDS) if kind != "rna"}
     settings = {"min_genes": min_genes, "max_length": checkpoint.tokenizer.max_length, "seed": seed}
-    return cells_of(mdata, field, field.found(mdata), checkpoint, features, **settings)
+    found = field.found(mdata)
+    note_other_columns(mdata, found)
+    return cells_of(mdata, field, found, checkpoint, features, **settings)
 
 
 def _genes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,11 +118,11 @@ class SCGPTMulti(SCGPTIntegrator):
         """The manager of registered cells."""
         if not is_mudata(mdata):
             self.setup_anndata(mdata)
-        manager = self._get_most_recent_anndata_manager(mdata, required=False)
-        if manager is None:
+        try:
+            return self._get_most_recent_anndata_manager(mdata, required=True)
+        except ValueError as error:
             msg = "SCGPTMulti has not seen these cells. Register them first: SCGPTMulti.setup_mudata(mdata)."
-            raise ValueError(msg)
-        return manager
+            raise ValueError(msg) from error
 
     @staticmethod
     def _features_of(registry: Mapping[str, Any] | None) -> Mapping[str, Sequence[str]]:
@@ -131,6 +132,11 @@ class SCGPTMulti(SCGPTIntegrator):
     def features_(self) -> dict[str, list[str]]:
         """Tokens of proteins and peaks by the kind of the modality."""
         return {kind: list(tokens) for kind, tokens in self._features_of(self.registry_).items()}
+
+    @property
+    def modalities_(self) -> dict[str, str]:
+        """What each modality was taken as, by its name."""
+        return dict(state_of(self.registry_, "X").get("modalities", {}))
 
     @classmethod
     def setup_anndata(cls, *_args: Any, **_kwargs: Any) -> None:
@@ -333,7 +339,7 @@ class SCGPTMulti(SCGPTIntegrator):
     @staticmethod
     def _check_setup(adata: MuData, setup: Mapping[str, Any]) -> None:
         if setup.get("modalities") is not None:
-            with quiet("scanpy_scgpt._modalities"):
+            with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
                 find_modalities(adata, setup["modalities"])
         check_layers(adata, setup.get("layers"))
 

@@ -110,7 +110,11 @@ class QueryMixin:
             if hasattr(reference, name):
                 setattr(model, name, getattr(reference, name))
         model.is_trained_, model.names_labels_ = reference.is_trained_, reference.names_labels_
+        model._note_query()
         return model
+
+    def _note_query(self) -> None:
+        """What a class says about the cells of a query."""
 
     @staticmethod
     def _check_setup(adata: AnnData | MuData, setup: Mapping[str, Any]) -> None:

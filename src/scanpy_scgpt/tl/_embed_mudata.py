@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pandas as pd
 
 from scanpy_scgpt._keys import UNS, EmbedKeys, IntegrateKeys
 from scanpy_scgpt._logging import get_logger, quiet
-from scanpy_scgpt._modalities import Modality, check_mudata, find_modalities, patterns_of
+from scanpy_scgpt._modalities import Modality, check_mudata, find_modalities, kind_of, patterns_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
@@ -43,7 +44,7 @@ def embed_mudata(
     Parameters
     ----------
     mdata
-        Cells; modalities are found as by :func:`scanpy_scgpt.tl.integrate`.
+        Cells; modalities are what :func:`scanpy_scgpt.tl.integrate` took them as, or found as it finds them.
     checkpoint
         Whose vocabulary and bins to use: genes, and proteins and peaks if it was trained on them.
     embedder
@@ -63,9 +64,10 @@ def embed_mudata(
     started = time.perf_counter()
     mdata = mdata.copy() if copy else mdata
     where = {"layers": layers_of(mdata, layer), "gene_symbols": gene_symbols, "min_genes": min_genes, "seed": seed}
-    cells = plain_cells(mdata, checkpoint, **where)
-    with quiet("scanpy_scgpt._modalities"):
-        found = find_modalities(mdata)
+    told = _told(mdata)
+    cells = plain_cells(mdata, checkpoint, modalities=told, **where)
+    with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
+        found = find_modalities(mdata, told)
     _require_known(cells.parts, found, checkpoint)
     vectors = embedder.embed_tokens(cells.tokens)
     if normalize:
@@ -92,6 +94,17 @@ def embed_mudata(
     mdata.uns[UNS] = {**mdata.uns.get(UNS, {}), keys.uns: record}
     _receipt(record, checkpoint)
     return mdata if copy else None
+
+
+def _told(mdata: MuData) -> Mapping[str, str] | None:
+    """What the modalities are, where `tl.integrate` was told or found it out."""
+    records = [one for name, one in mdata.uns.get(UNS, {}).items() if name.startswith(IntegrateKeys().uns)]
+    told = [one["modalities"] for one in records if set(one.get("modalities", ())) & set(mdata.mod)]
+    if not told:
+        return None
+    known = {name: str(kind) for name, kind in told[-1].items() if name in mdata.mod}
+    guessed = {name: kind_of(name, adata)[0] for name, adata in mdata.mod.items() if name not in known}
+    return {**{name: kind for name, kind in guessed.items() if kind not in {None, *known.values()}}, **known}
 
 
 def _require_known(parts: Mapping[str, Any], found: Sequence[Modality], checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from scanpy_scgpt._validate import seed_of
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
+from ._integrate_checks import check_device
 from ._integrators import train
 from ._mudata import BATCH, layers_of, lent
 
@@ -127,6 +129,7 @@ def impute_modality(
     >>> mdata.obsm["scgpt_prot"]["CD3"]
     """
     started, seed = time.perf_counter(), seed_of(rng)
+    check_device(device)
     _check(mdata, level=level, max_epochs=max_epochs, key_added=key_added)
     name, kind = _target(mdata, to, modalities)
     keys = ImputeKeys.named(name, key_added)
@@ -220,7 +223,7 @@ def _check(mdata: Any, *, level: float, max_epochs: int, key_added: str | None) 
 
 def _target(mdata: MuData, to: str, modalities: Mapping[str, str] | None) -> tuple[str, str]:
     """Name and kind of the modality."""
-    with quiet("scanpy_scgpt._modalities"):
+    with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
         found = find_modalities(mdata, modalities)
     for one in found:
         if to in {one.name, one.kind}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from scanpy_scgpt.io import Checkpoint
 from ._integrate_checks import (
     batches_for,
     batches_of,
+    check_device,
     check_input,
     check_settings,
     note_nothing,
@@ -141,7 +143,8 @@ def integrate(
     `.obs["scgpt_modalities"]` : :class:`pandas.Categorical`, shape `(n_obs,)`
         Of a MuData: what a cell has of what takes part, such as `rna+protein`, or `nothing`.
     `.uns["scgpt"]["integrate"]` : :class:`dict`
-        Model, settings, batches, mixing and kept neighbours with and without correction, best epoch.
+        Model, settings, batches, of a MuData what each modality was taken as, mixing and kept neighbours with and
+        without correction, best epoch.
 
     Raises
     ------
@@ -151,6 +154,8 @@ def integrate(
         When the matrix has NaN or negative values, or a setting is out of range.
     GeneMatchError
         When fewer than `min_genes` genes are in the vocabulary.
+    TypeError
+        When arguments or model are for the other kind of cells: an AnnData, a MuData.
     FileExistsError
         When `save` exists and `overwrite` is not given.
 
@@ -162,6 +167,7 @@ def integrate(
     started, seed = time.perf_counter(), seed_of(rng)
     keys, modal = IntegrateKeys.named(key_added), is_mudata(adata)
     check_input(adata, copy=copy, batch_key=batch_key, layer=layer, use_raw=use_raw, modalities=modalities)
+    check_device(device)
     check_settings(adata, save=save, overwrite=overwrite, max_epochs=max_epochs, correct=correct, key=keys.obsm)
     made = {"objectives": objectives, "domain_norm": domain_norm, "include_zeros": include_zeros}
     made |= {"network_weight": network_weight, "correct": correct}
@@ -176,18 +182,20 @@ def integrate(
     made |= {"min_genes": 200 if min_genes is None else min_genes, "rng": seed % 2**31}
     training |= {"max_epochs": epochs_for(adata.n_obs) if max_epochs is None else max_epochs}
     training |= {"device": device, "min_genes": min_genes}
-    with quiet("scvi", "scanpy_scgpt.data.fields", *(("scanpy_scgpt.model._query",) if given is not None else ())):
+    fields = quiet("scanpy_scgpt.data.fields", level=logging.ERROR)  # missing batches were spoken of
+    with fields, quiet("scvi", *(("scanpy_scgpt.model._query",) if given is not None else ())):
         if modal:
             setup = {"modalities": modalities, "layers": layers_of(adata, layer)}
             with lent(adata, batches) as cells:
                 integrator, where = of_mudata(cells, given, model, made, training, setup), "mod"
+                taken = {"modalities": integrator.modalities_}
                 vectors = integrator.get_latent_representation()
                 codes, names = integrator.patterns()
                 of_query = {} if given is None else record_of_query(integrator, given, model, batches)
             adata.obs[keys.modalities] = pd.Categorical.from_codes(codes, categories=names)
             note_nothing(np.isnan(vectors).all(axis=1), column=keys.modalities)
         else:
-            cells, where = shallow(adata, layer=layer, use_raw=use_raw)
+            (cells, where), taken = shallow(adata, layer=layer, use_raw=use_raw), {}
             if batches is not None:
                 cells.obs["batch"] = batches.to_numpy()
             integrator = of_anndata(cells, given, model, made, training)
@@ -196,7 +204,7 @@ def integrate(
     adata.obsm[keys.obsm] = vectors
     record = {**record_of(integrator, training, given), "source": where, "seed": str(seed)}
     record |= {"batch_key": batch_key or "", "n_cells": adata.n_obs, "key": keys.obsm, "version": __version__}
-    record |= {**of_query, "seconds": time.perf_counter() - started}
+    record |= {**taken, **of_query, "seconds": time.perf_counter() - started}
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
     if save is not None:
         integrator.save(save, overwrite=overwrite)
@@ -268,7 +276,7 @@ def receipt(record: Mapping[str, Any]) -> None:
     parts.append(f"{record['seconds']:.0f} s")
     logger.info("integrate: %s → obsm[%r]", " · ".join(parts), record["key"])
     for name, (n, every) in record.get("shared_features", {}).items():
-        if n < _FEW_SHARED * every:
+        if name in {"expression", "rna"} and n < _FEW_SHARED * every:  # of others it is said when they are matched
             logger.warning(
                 "integrate: the cells have %s of the %s features of %s that the model goes by, so their vectors say "
                 "little. Are names and species the same?",

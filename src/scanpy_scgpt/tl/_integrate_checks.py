@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,13 @@ def check_input(
         raise TypeError(msg)
 
 
+def check_device(device: str) -> None:
+    """The device must be there."""
+    from scanpy_scgpt.model import choose_device
+
+    choose_device(device)
+
+
 def check_settings(
     adata: AnnData | MuData, *, save: Any, overwrite: bool, max_epochs: Any, correct: Any, key: str
 ) -> None:
@@ -87,7 +95,7 @@ def batches_of(
 
 def _without_nothing(mdata: MuData, column: pd.Series, modalities: Mapping[str, str] | None) -> pd.Series:
     """A cell without any modality takes no part: where its batch is missing, it is in no batch of its own."""
-    with quiet("scanpy_scgpt._modalities"):
+    with quiet("scanpy_scgpt._modalities", level=logging.ERROR):
         found = find_modalities(mdata, modalities)
     there = np.any([rows_of(mdata, one.name) >= 0 for one in found], axis=0)
     alone = column.isna().to_numpy() & ~there

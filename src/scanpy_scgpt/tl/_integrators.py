@@ -20,6 +20,13 @@ def trained(model: Any, *, modal: bool = False) -> SCGPTIntegrator | None:
     from scanpy_scgpt.model import SCGPTIntegrator, SCGPTMulti
 
     if isinstance(model, SCGPTIntegrator):
+        if modal != isinstance(model, SCGPTMulti):
+            wanted, given = ("SCGPTMulti", "a MuData") if modal else ("SCGPTIntegrator", "an AnnData")
+            msg = f"model is a {type(model).__name__}, and these cells are {given}, which takes a {wanted}."
+            raise TypeError(msg)
+        if model.joint is None:
+            msg = f"This {type(model).__name__} is not trained. Train it first: model.train(max_epochs=0) is enough."
+            raise ValueError(msg)
         return model
     if isinstance(model, str | os.PathLike) and os.path.isfile(os.path.join(model, "model.json")):  # noqa: PTH113, PTH118
         return (SCGPTMulti if modal else SCGPTIntegrator).load(model, adata=False, accelerator="cpu")

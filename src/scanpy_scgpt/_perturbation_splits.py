@@ -116,11 +116,11 @@ def perturbation_splits(
         For an unknown kind, fewer than two conditions, no combination for `"double"`, or less than two levels.
     """
     check_one_of(kind, KINDS, name="kind")
-    if n_splits < _PAIR or not 0 <= valid_share < 1:
-        what = (
-            f"n_splits={n_splits!r}: give 2 or more." if n_splits < _PAIR else f"valid_share={valid_share!r}: 0 to 1."
-        )
-        raise ValueError(what)
+    least = 1 if kind == "double" else _PAIR
+    if n_splits < least or not 0 <= valid_share < 1:
+        few = n_splits < least
+        msg = f"n_splits={n_splits!r}: give {least} or more." if few else f"valid_share={valid_share!r}: 0 to below 1."
+        raise ValueError(msg)
     if kind == "covariate":
         return _by_level(perturbations, covariate, valid_share, seed_of(rng))
     table = perturbations.target_table

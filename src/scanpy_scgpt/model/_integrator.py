@@ -306,7 +306,8 @@ class SCGPTIntegrator(SCGPT):
         field = next((x for x in self.adata_manager.fields if x.registry_key == "batch" and not x.is_empty), None)
         if field is None or self.joint is None or not self.joint.corrected or not self.batches_:
             return
-        if (np.asarray(self.adata.obs[field.attr_key]) < 0).all():
+        codes = self.adata.obs.get(field.attr_key)  # of a MuData's RNA it is in the modality
+        if codes is not None and (np.asarray(codes) < 0).all():
             name = self.adata_manager.registry["setup_args"]["batch_key"]
             logger.warning(
                 "query: the cells have no batches (the model looked for obs[%r]), so they are not laid over those of "

@@ -82,7 +82,7 @@ def epoch(data: Path) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.perturbation_interactions", description=__doc__)
     parser.add_argument("--data", type=Path, default=data_folder())
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=12)
     args = parser.parse_args()
     single_thread()
     seconds = epoch(args.data)

@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/scanpy-scgpt demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html

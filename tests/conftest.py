@@ -27,7 +27,9 @@ DATA_DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 # Genes that the cells do not have. XK has the former name "NA", which stands for "no name" in many files.
 OTHER_GENES = ("INS", "GCG", "ALB", "APOA1", "MYH7", "TTN", "GFAP", "SNAP25", "PAX6", "SOX2", "XK")
 
-LONGEST = (  # files, the longest first: begun last, one of them would keep a single worker busy at the end
+# Files, the longest first: begun last, one of them would keep a single worker busy at the end. None loads JAX, whose
+# threads the tests with forked processes after it would meet.
+LONGEST = (
     "tests/test_notebooks.py",
     "tests/tl/test_annotate.py",
     "tests/test_docs.py",
@@ -36,7 +38,6 @@ LONGEST = (  # files, the longest first: begun last, one of them would keep a si
     "tests/pretrain/test_kill.py",
     "tests/test_studies.py",
     "tests/tl/test_gene_programs.py",
-    "tests/metrics/test_integrate.py",
     "tests/tl/test_perturb.py",
     "tests/tl/test_mudata.py",
 )

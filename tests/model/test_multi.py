@@ -229,9 +229,15 @@ def test_arguments_that_do_not_fit(mosaic, cite):
         ({"weights_of": {"adt": 1}}, "a modality in weights_of"),
         ({"budgets": {"adt": 1}}, "a modality in budgets"),
         ({"include_zeros": True}, "include_zeros is not offered"),
+        ({"hide_modality": 1.5}, "hide_modality=1.5: a share of the cells from 0 to 1"),
+        ({"weights_of": {"protein": -1}}, r"weights_of=\{'protein': -1\}: a number from 0"),
+        ({"budgets": {"protein": 0.5}}, r"budgets=\{'protein': 0.5\}: a whole number of tokens"),
     ):
         with pytest.raises(ValueError, match=text):
             model.SCGPTMulti(mosaic, **SETTINGS, **given)
+    tight = model.SCGPTMulti(mosaic, **SETTINGS, budgets={"rna": 5000})
+    with pytest.raises(ValueError, match=r"budgets=\{'rna': 5000\} take 5,000 tokens of the .*, protein need some too"):
+        tight.train(max_epochs=0, accelerator="cpu")
     with pytest.raises(KeyError, match="no layer 'raw'"):
         model.SCGPTMulti.setup_mudata(mosaic, layers={"rna": "raw"})
     with pytest.raises(KeyError, match="Did you mean 'donor'"):

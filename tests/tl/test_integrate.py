@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scanpy_scgpt import metrics, tl
+from scanpy_scgpt import metrics, pp, tl
 
 FAST = {"max_epochs": 0, "device": "cpu", "n_components": 10}
 
@@ -105,7 +105,7 @@ def test_few_cells_are_not_corrected(cells, caplog, n):
 
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
-def test_antibodies_beside_genes_are_left_out(cells, caplog):
+def test_antibodies_beside_genes_are_left_out(cells, caplog, tmp_path):
     plain = cells[:30].copy()
     plain.var["feature_types"] = "Gene Expression"
     antibodies = plain[:, ["CD14", "CD4", "CD8A"]].copy()
@@ -115,11 +115,16 @@ def test_antibodies_beside_genes_are_left_out(cells, caplog):
     with caplog.at_level(logging.INFO, logger="scanpy_scgpt"):
         tl.integrate(both, network_weight=0, **FAST)
         tl.embed(both, device="cpu")
+    both.write_h5ad(tmp_path / "both.h5ad")
+    of_file = ad.read_zarr(tl.embed(tmp_path / "both.h5ad", out=tmp_path / "vectors.zarr", device="cpu"))
+    np.testing.assert_array_equal(of_file.obsm["X_scgpt"], both.obsm["X_scgpt"])
+    pp.tokenize(both)
+    assert set(both.var["scgpt_match"].iloc[-3:]) == {"none"}
     tl.integrate(plain, network_weight=0, **FAST)
     tl.embed(plain, device="cpu")
     for key in ("X_scgpt_integrated", "X_scgpt"):
         np.testing.assert_allclose(both.obsm[key], plain.obsm[key], atol=1e-6)
-    assert caplog.text.count("3 columns are no rna by feature_types and are left out") == 2
+    assert caplog.text.count("3 columns are no rna by feature_types and are left out") == 4
 
 
 def test_a_batch_of_one_cell_does_not_decide(cells):

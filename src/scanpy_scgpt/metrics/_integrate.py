@@ -57,17 +57,18 @@ def integration(
     Raises
     ------
     ValueError
-        When lengths differ, vectors have NaN, or there are fewer than two labels or batches.
+        When lengths differ, vectors have NaN, a labelled cell has no batch, or there are fewer than two labels or
+        batches.
     """
     methods = embedding if isinstance(embedding, Mapping) else {"embedding": embedding}
     known = pd.notna(pd.Series(np.asarray(labels, dtype=object))).to_numpy()
     names, groups = np.asarray(labels, dtype=object)[known].astype(str), np.asarray(batches, dtype=object)
     _check(methods, known, groups)
     groups = groups[known].astype(str)
-    for what, values, mend in (("labels", names, "labels"), ("batches", groups, "batches")):
+    for what, values in (("labels", names), ("batches", groups)):
         if len(np.unique(values)) < _FEWEST:
             found = np.unique(values).tolist()
-            msg = f"{what} of the cells with a label: {found}; the scores compare at least two. Look at {mend}=..."
+            msg = f"{what} of the cells with a label: {found}; the scores compare at least two of them."
             raise ValueError(msg)
     rows = {
         name: _scores(np.asarray(x, dtype=np.float64)[known], names, groups, n_neighbors, rng)
@@ -130,8 +131,15 @@ def _check(methods: Mapping[str, ArrayLike], known: np.ndarray, batches: np.ndar
     if len(batches) != len(known):
         msg = f"labels has {len(known):,} entries, batches {len(batches):,}; both need one per cell."
         raise ValueError(msg)
+    if pd.isna(batches[known]).any():
+        n = int(pd.isna(batches[known]).sum())
+        msg = f"batches: {n:,} cells with a label have no batch. Give them one, or set their labels to None."
+        raise ValueError(msg)
     for name, given in methods.items():
         x = np.asarray(given)
+        if x.ndim != 2:  # noqa: PLR2004 - cells, values
+            msg = f"{name} has the shape {x.shape}; vectors of cells are a table, (n_cells, n_dims)."
+            raise ValueError(msg)
         if len(x) != len(known):
             msg = f"{name}: {len(x):,} rows, and labels has {len(known):,} entries; both need one per cell."
             raise ValueError(msg)

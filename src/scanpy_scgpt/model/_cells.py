@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scanpy_scgpt._counts import CountSource, choose_counts
+from scanpy_scgpt._counts import choose_counts
 from scanpy_scgpt._modalities import own_columns
 from scanpy_scgpt.disk import as_cells
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import (
-    GeneMatch,
     GeneTable,
-    GeneVocab,
     Tokenizer,
     TokenizerConfig,
     Tokens,
@@ -62,8 +60,6 @@ class CellTokens:
         As in :func:`scanpy_scgpt.pp.tokenize`.
     seed
         Seed of every draw.
-    genes_alone
-        Leave out columns that are antibodies, peaks or the like by `var["feature_types"]`.
 
     Attributes
     ----------
@@ -91,14 +87,15 @@ class CellTokens:
         gene_table: pd.DataFrame | None = None,
         min_genes: int = 1,
         seed: int = 0,
-        genes_alone: bool = False,
     ) -> None:
         self.checkpoint, self.config, self.seed = checkpoint, config, seed
         self.names = CellNames(adata)
         self.source = choose_counts(as_cells(adata), layer=layer, use_raw=use_raw)
         table = None if gene_table is None else GeneTable(gene_table)
-        settings = {"gene_symbols": gene_symbols, "gene_table": table, "genes_alone": genes_alone}
-        self.match = _matched(self.source, checkpoint.vocab, **settings)
+        columns, genes = self.source.gene_columns(gene_symbols), own_columns(self.source.var, "rna")
+        self.match = match_genes(
+            self.source.var.index, checkpoint.vocab, columns=columns, gene_table=table, among=genes
+        )
         require_enough(self.match, checkpoint.vocab, min_genes=min_genes)
         self.tokenizer = Tokenizer(checkpoint.vocab, config)
         self.empty = np.zeros(self.source.n_obs, dtype=bool)
@@ -142,18 +139,3 @@ class CellTokens:
             "seed": str(self.seed),
             **{f"tokens_{name}": value for name, value in self.config.to_dict().items()},
         }
-
-
-def _matched(
-    source: CountSource, vocab: GeneVocab, *, gene_symbols: str | None, gene_table: GeneTable | None, genes_alone: bool
-) -> GeneMatch:
-    """What each column became; -1 for those that are left out."""
-    columns = source.gene_columns(gene_symbols)
-    mine = own_columns(source.var, "rna") if genes_alone else np.ones(len(source.var), dtype=bool)
-    if mine.all():
-        return match_genes(source.var.index, vocab, columns=columns, gene_table=gene_table)
-    columns = {name: values[mine] for name, values in columns.items()}
-    found = match_genes(source.var.index[mine], vocab, columns=columns, gene_table=gene_table)
-    ids, how = np.full(len(mine), -1, dtype=found.ids.dtype), np.full(len(mine), "none", dtype=object)
-    ids[mine], how[mine] = found.ids, found.how
-    return GeneMatch(np.asarray(source.var.index, dtype=object), ids, how, found.vocab_size)

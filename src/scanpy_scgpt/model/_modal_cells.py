@@ -37,6 +37,20 @@ def budgets_for(kinds: Sequence[Kind], max_length: int, n_proteins: int) -> dict
     return {**out, **dict.fromkeys(others, max(room // max(len(others), 1), 1))}
 
 
+def _rooms(kinds: Sequence[Kind], max_length: int, n_proteins: int, given: Mapping[str, int]) -> dict[str, int]:
+    """Most tokens of each modality: as given, and what is left for the others."""
+    given = {kind: given[kind] for kind in kinds if kind in given}
+    others = [kind for kind in kinds if kind not in given]
+    left = max_length - sum(given.values())
+    if given and left - 1 < len(others):
+        msg = (
+            f"budgets={given} take {max_length - left:,} tokens of the {max_length - 1:,} that max_length={max_length} "
+            f"has room for{', ' + ' and '.join(others) + ' need some too' if others else ''}. Lower them."
+        )
+        raise ValueError(msg)
+    return {**given, **budgets_for(others, left, n_proteins)}
+
+
 def modal_cells(manager: AnnDataManager, checkpoint: Checkpoint, features: Features, **settings: Any) -> LabelledCells:
     """Tokens, codes and counts of all cells of a MuData that was registered.
 
@@ -102,7 +116,7 @@ def cells_of(
     found = [one for one in found if one.kind == "rna" or len(features.get(one.kind, ()))]
     found.sort(key=lambda one: KINDS.index(one.kind))
     n_proteins = len(features.get("protein", ()))
-    room = {**budgets_for([one.kind for one in found], max_length, n_proteins), **(budgets or {})}
+    room = _rooms([one.kind for one in found], max_length, n_proteins, budgets or {})
     parts: dict[str, Part] = {}
     tokens = [Tokens(np.zeros(mdata.n_obs + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.uint8))]
     for one in found:

@@ -23,6 +23,7 @@ from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.tokenizer import kinds_of_tokens
 
 from ._blocks import Block, fit_block
+from ._criterion import check_parts
 from ._extend import extended, from_neighbours, from_partners
 from ._impute import Imputed, Imputer, as_target
 from ._integrator import NETWORK, SCGPTIntegrator
@@ -56,8 +57,8 @@ class SCGPTMulti(SCGPTIntegrator):
     weights_of
         Length of the part of a modality by its kind (`"rna"`, `"protein"`, `"atac"`); 1 by default.
     budgets
-        Most tokens of a modality by its kind; by default all proteins (up to a fourth of `max_length`), and genes and
-        peaks in halves.
+        Most tokens of a modality by its kind; by default, of the room that is left, all proteins (up to a fourth),
+        and genes and peaks in halves.
     start
         Where the vectors of new tokens start: `"partners"` (mean of the genes that vary with the feature in cells
         that have both), `"nearby"` (of peaks: genes within 100,000 bases, where `var` of the RNA has `interval` or
@@ -82,15 +83,13 @@ class SCGPTMulti(SCGPTIntegrator):
         **settings: Any,
     ) -> None:
         check_one_of(start, ("partners", "nearby", "mean"), name="start")
-        for name, given in (("weights_of", weights_of), ("budgets", budgets)):
-            for kind in given or ():
-                check_one_of(kind, KINDS, name=f"a modality in {name}")
+        check_parts(weights_of, budgets, hide_modality)
         if settings.get("include_zeros"):
             msg = "include_zeros is not offered for several modalities: the sequence has no room for it. Leave it out."
             raise ValueError(msg)
         self._hide_modality = hide_modality
         self.weights_of_ = dict.fromkeys(KINDS, 1.0) | {k: float(x) for k, x in (weights_of or {}).items()}
-        self.budgets_ = dict(budgets or {})
+        self.budgets_ = {kind: int(most) for kind, most in (budgets or {}).items()}
         settings["model"] = self._with_features(settings.get("model"), adata, registry, start, settings.get("rng", 0))
         settings.setdefault("domain_norm", False)
         super().__init__(adata, registry, **settings)

@@ -15,6 +15,7 @@ from scipy import sparse
 from scanpy_scgpt._counts import CountSource, choose_counts
 from scanpy_scgpt._keys import TOKENIZE, UNS
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._modalities import own_columns
 from scanpy_scgpt._progress import track
 from scanpy_scgpt._types import Ties
 from scanpy_scgpt._validate import check_anndata, copied, file_paths, seed_of
@@ -69,7 +70,8 @@ def tokenize(
     data
         Cells, shape `(n_obs, n_vars)`: an AnnData in memory, backed or with dask arrays, dense or sparse, any number
         type (MuData: pass one modality); or the path of an `.h5ad`, `.zarr` or `.h5mu` file (its modality `rna`), or a
-        list of paths, whose genes may differ.
+        list of paths, whose genes may differ. Columns that are antibodies, guides or peaks by `var["feature_types"]`
+        match nothing.
     model
         Whose vocabulary and bins to use: a name out of `models.available()`, a checkpoint folder, a vocabulary, or
         `None` for `settings.model`.
@@ -144,10 +146,10 @@ def tokenize(
     where = {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols, "gene_table": gene_table}
     if paths is not None:
         return _to_file(paths, tokenizer, label, out, where, min_genes=min_genes, seed=seed, overwrite=overwrite)
-    adata = data
-    source = choose_counts(as_cells(adata), layer=layer, use_raw=use_raw)
+    source = choose_counts(as_cells(adata := data), layer=layer, use_raw=use_raw)
     table = None if gene_table is None else GeneTable(gene_table)
-    found = match_genes(source.var.index, vocab, columns=source.gene_columns(gene_symbols), gene_table=table)
+    columns = {"columns": source.gene_columns(gene_symbols), "among": own_columns(source.var, "rna")}
+    found = match_genes(source.var.index, vocab, gene_table=table, **columns)
     require_enough(found, vocab, min_genes=min_genes)
     match = found.among(adata.var_names)
     bins = _binned(source, tokenizer, found, match, adata.obs_names.to_numpy(), seed=seed)

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from scanpy_scgpt._counts import CountSource, choose_counts
 from scanpy_scgpt._keys import TOKENIZE
+from scanpy_scgpt._modalities import own_columns
 from scanpy_scgpt._progress import track
 from scanpy_scgpt._validate import naming
 from scanpy_scgpt._version import __version__
@@ -60,7 +61,8 @@ def open_files(
         with naming(path):
             source = choose_counts(file, layer=layer, use_raw=use_raw)
             columns = source.gene_columns(gene_symbols)
-            match = match_genes(source.var.index, tokenizer.vocab, columns=columns, gene_table=table)
+            genes = own_columns(source.var, "rna")
+            match = match_genes(source.var.index, tokenizer.vocab, columns=columns, gene_table=table, among=genes)
             require_enough(match, tokenizer.vocab, min_genes=min_genes)
         opened.append(FileTokens(file, source, match))
     return opened

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -76,8 +75,7 @@ def embed(
         Cells, shape `(n_obs, n_vars)`: an AnnData in memory, backed or with dask arrays, dense or sparse; a MuData,
         whose cells are embedded by the modalities that they have (a cell has NaN when the checkpoint knows none of its
         features); or the path of an `.h5ad`, `.zarr` or `.h5mu` file (its modality `rna`), or a list of paths,
-        whose genes may differ. Columns of an AnnData that are antibodies or peaks by `var["feature_types"]` are left
-        out.
+        whose genes may differ. Columns that are antibodies, guides or peaks by `var["feature_types"]` are left out.
     model
         Name out of `models.available()`, folder of a checkpoint (ours or of the original release), a checkpoint, or
         `None` for `settings.model`.
@@ -182,7 +180,7 @@ def embed(
         settings = {"layer": layer, "gene_symbols": gene_symbols, "min_genes": min_genes, "normalize": normalize}
         known, embedder = replace(checkpoint, tokenizer=config), Embedder(checkpoint, pooling=pooling, **engine)
         return embed_mudata(data, known, embedder, keys=keys, copy=copy, seed=seed, **settings)
-    make = partial(CellTokens, genes_alone=True) if paths is None else CellFiles
+    make = CellTokens if paths is None else CellFiles
     cells = make(data if paths is None else paths, checkpoint, config, **where, min_genes=min_genes, seed=seed)
     embedder = Embedder(checkpoint, pooling=pooling, **engine)
     if paths is not None:

@@ -195,6 +195,7 @@ def match_genes(
     *,
     columns: Mapping[str, Sequence[str]] | None = None,
     gene_table: GeneTable | None = None,
+    among: np.ndarray | None = None,
 ) -> GeneMatch:
     """Find the vocabulary id of every gene.
 
@@ -211,13 +212,17 @@ def match_genes(
         Further names of the same genes, such as a symbol column; each of shape `(n_vars,)`.
     gene_table
         Ensembl ids and aliases; by default the human table of the package, read only when needed.
+    among
+        Which of them are genes at all, bool, shape `(n_vars,)`; all by default. The others match nothing.
 
     Returns
     -------
     The match, in the order of `names`.
     """
     names = np.asarray(names, dtype=object)
-    sources = [[_named(x) for x in column] for column in (names, *(columns or {}).values())]
+    genes = np.ones(len(names), dtype=bool) if among is None else among
+    given = (names, *(np.asarray(column, dtype=object) for column in (columns or {}).values()))
+    sources = [[_named(x) if is_gene else "" for x, is_gene in zip(column, genes, strict=True)] for column in given]
     ids, how = vocab.ids(sources[0]), np.full(len(names), "none", dtype=object)
     how[ids >= 0] = "symbol"
 

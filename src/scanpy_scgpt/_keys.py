@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 UNS = "scgpt"
 """`.uns` slot that holds one record per verb."""
@@ -216,3 +218,9 @@ GENERATE = LayerKeys("scgpt_generated", "scgpt_generated_sd", "generate")
 DENOISE = LayerKeys("scgpt_denoised", "scgpt_denoised_sd", "denoise")
 SIMULATION = "simulation"
 """`.uns` slot of simulated cells: that they are, and the truth behind them."""
+
+
+def center_of(uns: Mapping[str, Any], slot: str) -> Any:
+    """What is taken off the vectors of genes in `.varm[slot]` before they are compared; 0.0 where nothing is."""
+    records = (record for record in uns.get(UNS, {}).values() if isinstance(record, Mapping))
+    return next((record["centers"][slot] for record in records if slot in record.get("centers", {})), 0.0)

@@ -29,12 +29,19 @@ def naming(path: Path) -> Iterator[None]:
         raise type(error)(msg) from error
 
 
+def nearest(name: object, names: Iterable[object], *, cutoff: float = 0.6) -> str | None:
+    """The name that looks most like another, whatever its capitals; None where none does."""
+    folded = {str(one).casefold(): str(one) for one in names}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
+
+
 def check_one_of(value: object, choices: Iterable[object], *, name: str) -> None:
     """`value` must be one of `choices`."""
     choices = list(choices)
     if value not in choices:
-        near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
+        near = nearest(value, choices)
+        hint = f"; did you mean {near!r}" if near else ""
         msg = f"{name}={value!r}: use one of {', '.join(map(repr, choices))}{hint}."
         raise ValueError(msg)
 
@@ -43,8 +50,8 @@ def check_key(frame: pd.DataFrame, key: str, *, where: str) -> None:
     """`frame` must have the column `key`."""
     if key in frame:
         return
-    near = difflib.get_close_matches(key, map(str, frame.columns), n=1)
-    hint = f"; did you mean {near[0]!r}" if near else ""
+    near = nearest(key, frame.columns)
+    hint = f"; did you mean {near!r}" if near else ""
     msg = f"{where} has no column {key!r}{hint}. Columns: {', '.join(map(str, frame.columns)) or 'none'}."
     raise KeyError(msg)
 

@@ -87,3 +87,13 @@ def test_differential_expression_and_chance(cells):
 def test_what_is_refused(cells, change, error, text):
     with pytest.raises(error, match=text):
         baselines.grn(cells, **change)
+
+
+def test_single_names_and_groups(cells):
+    found = baselines.grn(cells, methods="pearson", tfs=cells.var_names[0])["pearson"]
+    assert set(found["source"]) == {cells.var_names[0]}
+    with pytest.raises(ValueError, match=r"is one gene: a network needs several"):
+        baselines.grn(cells, genes=cells.var_names[0])
+    for contrast in (("STAT1", "STAT1"), "STAT1"):
+        with pytest.raises(ValueError, match="two different groups"):
+            baselines.grn(cells, groupby="perturbation", contrast=contrast)

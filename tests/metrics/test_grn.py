@@ -104,3 +104,13 @@ def test_overlap_refuses():
         metrics.target_overlap(["a", "b", "a"], ["b"])
     with pytest.raises(ValueError, match="None of the 1 targets"):
         metrics.target_overlap(["A", "B"], ["a"])
+
+
+def test_what_no_comparison_can_be_made_of(network):
+    known = network[network["true"]]
+    with pytest.raises(ValueError, match="edges holds no network"):
+        metrics.grn({}, known)
+    with pytest.raises(ValueError, match="confidence=95: a share between 0 and 1"):
+        metrics.grn(network, known, confidence=95)
+    with pytest.raises(ValueError, match="edges: 3 edges have no weight"):
+        metrics.grn(network.assign(weight=network["weight"].where(network.index > 2)), known)

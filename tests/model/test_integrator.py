@@ -55,6 +55,17 @@ def test_the_epochs_are_judged_without_labels(fitted):
     assert {"gep_validation", "gepc_validation", "ecs_validation", "dar_validation"} <= set(fitted.history_)
 
 
+@pytest.mark.parametrize("least", [-9.0, 9.0])
+def test_the_start_is_kept_unless_an_epoch_gains_enough(stimulated, least, monkeypatch):
+    monkeypatch.setattr(SCGPTIntegrator, "least_gain", least)
+    adata = stimulated[:60].copy()
+    SCGPTIntegrator.setup_anndata(adata, batch_key="condition")
+    model = SCGPTIntegrator(adata, n_components=5, max_length=60)
+    before = model._vectors(model._cells(), np.arange(60))
+    model.train(max_epochs=1, **FAST)
+    assert np.array_equal(model._vectors(model._cells(), np.arange(60)), before) == (least > 0)
+
+
 def test_the_part_of_the_network_alone(fitted):
     network = fitted.get_latent_representation(part="network")
     assert network.shape == (240, fitted.module.transformer.config.d_model)

@@ -256,3 +256,11 @@ def test_blocks_of_unequal_size_keep_the_level():
     share, false = np.mean(found, axis=0)
     assert 0.03 < share < 0.07
     assert false < 0.5
+
+
+def test_genes_may_be_a_column(screen):
+    screen.var["mine"] = screen.var_names.isin(["STAT1", "STAT2", "JAK2"])
+    tl.grn(screen, method="attention", genes="mine", **FAST)
+    assert set(screen.uns["scgpt"]["grn"]["genes"]) == {"STAT1", "STAT2", "JAK2"}
+    with pytest.raises(ValueError, match="genes='JAK2' is one gene"):
+        tl.grn(screen, method="attention", genes="JAK2", **FAST)

@@ -250,3 +250,36 @@ def test_resolutions_without_programs_count_as_no_hit(cells, caplog):
     assert summary.loc[(5000.0, "scgpt"), ["n_programs", "hits"]].tolist() == [0, 0]
     assert summary.loc[(1.0, "scgpt"), "hits"] > 0
     assert "scgpt_programs" not in adata.obsm
+
+
+def test_settings_of_enrichment_that_make_no_sense(cells):
+    for given, text in (
+        ({"alpha": 5}, "alpha=5: a corrected p value"),
+        ({"n_random": -1}, "n_random=-1: a whole number from 0"),
+        ({"compare": "corexpression"}, "did you mean 'coexpression'"),
+        ({"programs": {}}, "programs holds no gene"),
+        ({"programs": "CD3D"}, r"programs='CD3D' is one name"),
+        ({"programs": {"a": "CD3D"}}, r"programs\['a'\] is the text 'CD3D'"),
+        ({"universe": ["TBX21", "INS", "GCG"]}, "is among the 3 genes of the universe"),
+    ):
+        sets = {"class II": SETS["class II"]} if "universe" in given else SETS
+        with pytest.raises(ValueError, match=text):
+            tl.enrich(cells, sets, **given)
+
+
+def test_programs_of_genes_that_are_gone_and_none_at_all(cells, caplog):
+    adata = cells.copy()
+    tl.enrich(adata, SETS, programs={"a": ["CD3D", "CD3G", "TCRX"]}, compare=None, n_random=0, min_set_size=3)
+    assert "'TCRX' of programs= are not in the universe" in caplog.text
+    less = cells[:, 100:].copy()
+    tl.enrich(less, SETS, compare="coexpression", n_random=0, min_set_size=3)
+    assert "genes that were grouped are not in adata any more" in caplog.text
+    tl.gene_programs(adata, resolutions=5000, scores=False)
+    tl.enrich(adata, SETS, n_random=2, min_set_size=3)
+    assert {"program", "gene_set", "p_adjusted", "hit", "network", "resolution"} <= set(adata.uns["scgpt_enrichment"])
+    assert not len(get.enrichment(adata))
+    assert pl.gene_programs(cells, "cell_type", programs="r5_p1", show=False) is not None
+    cells_without = cells.copy()
+    cells_without.obs["none"] = pd.Series([None] * cells.n_obs, index=cells.obs_names, dtype=object)
+    with pytest.raises(ValueError, match=r"'none'"):
+        pl.gene_programs(cells_without, "none", show=False)

@@ -264,3 +264,31 @@ def test_a_directed_network_keeps_both_weights(linked):
     flat = get.grn_graph(adata, directed=False)
     assert flat["A"]["B"]["weight"] == 0.9
     assert not get.grn_graph(linked).is_directed()
+
+
+def test_genes_by_their_symbols_where_the_index_has_others(cells):
+    adata = cells[:, ["CD3D", "CD3E", "CD79A", "CD79B"]].copy()
+    adata.var["symbol"], adata.var_names = adata.var_names.to_numpy(), [f"gene{i}" for i in range(4)]
+    tl.grn(adata, genes=["CD79A", "gene3", "CD79B"], gene_symbols="symbol", threshold=-1)
+    assert get.grn_edges(adata)[["source", "target"]].to_numpy().tolist() == [["gene2", "gene3"]]
+
+
+def test_antibodies_have_no_vector_of_a_gene(cells):
+    adata = cells[:, ["CD3D", "CD79A", "CD79B"]].copy()
+    adata.var["feature_types"] = ["Antibody Capture", "Gene Expression", "Gene Expression"]
+    tl.grn(adata, threshold=-1)
+    assert np.isnan(adata.varm["scgpt_genes"]).all(axis=1).tolist() == [True, False, False]
+
+
+def test_the_nearest_of_a_group_are_those_of_its_edges(counts, checkpoint):
+    adata = counts[:60].copy()
+    adata.obs["kind"] = np.where(np.arange(60) % 2, "a", "b")
+    tl.grn(adata, checkpoint, groupby="kind", groups="a", n_neighbors=3, min_cells=5)
+    edges = get.grn_edges(adata)
+    assert set(edges["group"]) == {"a"}
+    best = edges.iloc[0]
+    nearest = get.similar_genes(adata, best["source"], n=500, use_varm="scgpt_genes_a")
+    assert nearest[best["target"]] == pytest.approx(best["weight"], abs=1e-5)
+    adata.obs["none"] = pd.Series([None] * 60, index=adata.obs_names, dtype=object)
+    with pytest.raises(ValueError, match=r"adata.obs\['none'\] has no value in any cell"):
+        tl.grn(adata, checkpoint, groupby="none")

@@ -180,6 +180,9 @@ def _task(
         factor = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)
         values = sparse.csr_matrix(sparse.diags(factor) @ values).log1p()
     names = pd.Index(source.var.index.astype(str))
+    if isinstance(genes, str):
+        msg = f"genes={genes!r} is one gene: a network needs several, genes=[{genes!r}, ...]."
+        raise ValueError(msg)
     if genes is not None:
         places = names.get_indexer(list(dict.fromkeys(map(str, genes))))
         if (places < 0).any():
@@ -187,6 +190,7 @@ def _task(
             msg = f"{len(lost):,} genes of genes= are not in the cells: {', '.join(lost[:5])}. Leave them out."
             raise ValueError(msg)
         values, names = values[:, places], names[places]
+    tfs = [tfs] if isinstance(tfs, str) else tfs
     sources = np.arange(len(names)) if tfs is None else np.flatnonzero(names.isin(list(map(str, tfs))))
     if not len(sources):
         msg = f"None of the {len(list(tfs)):,} genes of tfs= is among the {len(names):,} genes. Use the names of adata."
@@ -195,6 +199,9 @@ def _task(
     if groupby is not None:
         check_key(adata.obs, groupby, where="adata.obs")
         groups = adata.obs[groupby].astype(str).to_numpy()
+        if contrast is not None and (isinstance(contrast, str) or len({*map(str, contrast)}) != 2):  # noqa: PLR2004
+            msg = f"contrast={contrast!r}: two different groups of obs[{groupby!r}], such as ('treated', 'control')."
+            raise ValueError(msg)
         for group in contrast or ():
             check_one_of(group, np.unique(groups).tolist(), name=f"a group of obs[{groupby!r}]")
     return _Task(values, names.to_numpy(dtype=object), sources, groups, contrast, rng)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from scanpy_scgpt._keys import GrnKeys
-from scanpy_scgpt._validate import check_one_of
+from scanpy_scgpt._keys import GrnKeys, center_of
+from scanpy_scgpt._validate import check_one_of, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -141,9 +140,8 @@ def _named(adata: AnnData, genes: str | Sequence[str], edges: pd.DataFrame) -> l
     known = {*adata.var_names.astype(str), *edges["source"], *edges["target"]}
     lost = [gene for gene in wanted if gene not in known]
     if lost:
-        folded = {name.casefold(): name for name in sorted(known)}
-        near = difflib.get_close_matches(lost[0].casefold(), folded, n=1)
-        hint = f"; did you mean {folded[near[0]]!r}" if near else ""
+        near = nearest(lost[0], sorted(known))
+        hint = f"; did you mean {near!r}" if near else ""
         msg = f"{len(lost)} of the {len(wanted)} genes are not there, such as {lost[0]!r}{hint}. Leave them out."
         raise ValueError(msg)
     return wanted
@@ -182,7 +180,8 @@ def similar_genes(
     n
         Number of genes.
     use_varm
-        Key in `.varm`, as :func:`scanpy_scgpt.tl.grn` and `tl.embed(gene_embeddings=True)` write it.
+        Key in `.varm`, as :func:`scanpy_scgpt.tl.grn` and `tl.embed(gene_embeddings=True)` write it. Off the vectors of
+        a group of cells the mean of its tokens is taken first, as for the edges of `tl.grn`.
 
     Returns
     -------
@@ -199,16 +198,16 @@ def similar_genes(
         found = ", ".join(map(str, adata.varm)) or "none"
         msg = f"adata.varm has no {use_varm!r}. Found: {found}. Get the vectors of genes: scgpt.tl.grn(adata)."
         raise KeyError(msg)
-    vectors = pd.DataFrame(np.asarray(adata.varm[use_varm]), index=adata.var_names).dropna()
+    center = center_of(adata.uns, use_varm)
+    vectors = pd.DataFrame(np.asarray(adata.varm[use_varm]) - center, index=adata.var_names).dropna()
     weights = {genes: 1.0} if isinstance(genes, str) else genes
     if n < 1 or not len(weights):
         msg = f"n={n!r}: give 1 or more." if n < 1 else "genes is empty: name a gene, or several."
         raise ValueError(msg)
     weights = pd.Series(weights if isinstance(weights, Mapping) else dict.fromkeys(weights, 1.0), dtype=float)
     if lacking := [gene for gene in weights.index if gene not in vectors.index]:
-        folded = {str(name).casefold(): str(name) for name in vectors.index}
-        near = difflib.get_close_matches(lacking[0].casefold(), folded, n=1)
-        hint = f"; did you mean {folded[near[0]]!r}" if near else ""
+        near = nearest(lacking[0], vectors.index)
+        hint = f"; did you mean {near!r}" if near else ""
         msg = f"{lacking[0]!r} has no vector in adata.varm[{use_varm!r}]{hint}."
         raise KeyError(msg)
     mean = weights.to_numpy() @ vectors.loc[weights.index].to_numpy()
@@ -223,8 +222,8 @@ def similar_genes(
 def _edges(adata: AnnData, key: str) -> pd.DataFrame:
     edges = adata.uns.get(key)
     if not isinstance(edges, pd.DataFrame) or not {"source", "target", "weight"} <= set(edges):
-        near = difflib.get_close_matches(key, map(str, adata.uns), n=1)
-        hint = f"; did you mean {near[0]!r}" if near and near[0] != key else ""
+        near = nearest(key, adata.uns)
+        hint = f"; did you mean {near!r}" if near and near != key else ""
         added = "" if key == GrnKeys.edges else f", key_added={key!r}"
         msg = f"adata.uns has no network {key!r}{hint}. Make it first: scgpt.tl.grn(adata{added})."
         raise KeyError(msg)

@@ -72,9 +72,15 @@ def grn(
     KeyError
         When a table lacks a column.
     ValueError
-        When no source of the tables has a known edge among the genes.
+        When there is no table, a weight is missing, or no source of the tables has a known edge among the genes.
     """
     tables = edges if isinstance(edges, Mapping) else {"edges": edges}
+    if not tables:
+        msg = "edges holds no network. Give tables by the name of their method: {'scGPT': get.grn_edges(adata)}."
+        raise ValueError(msg)
+    if isinstance(confidence, str) or not 0 < confidence < 1:
+        msg = f"confidence={confidence!r}: a share between 0 and 1, such as 0.95."
+        raise ValueError(msg)
     for name, table in {**tables, "reference": reference}.items():
         needed = ("source", "target") if name == "reference" else ("source", "target", "weight")
         if lacking := [column for column in needed if column not in table]:
@@ -101,6 +107,9 @@ def grn(
     for name, table in tables.items():
         score = np.full(true.shape, -np.inf)
         weight = table["weight"].to_numpy(dtype=np.float64)
+        if np.isnan(weight).any():
+            msg = f"{name}: {int(np.isnan(weight).sum()):,} edges have no weight. Leave them out: table.dropna()."
+            raise ValueError(msg)
         _fill(score, table, sources, targets, values=np.abs(weight) if absolute else weight)
         rows[name] = _row(score, true, sources, targets, (n_top, n_boot, confidence, rng))
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")

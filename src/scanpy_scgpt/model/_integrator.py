@@ -44,7 +44,8 @@ class SCGPTIntegrator(SCGPT):
     Training hides genes and predicts them from tokens (`gep`) and from the cell vector (`gepc`), pulls similar cells
     together (`ecs`) and sets the network against a classifier of batches (`dar`); decoders are told the batch, and
     `domain_norm` normalises what enters by batch. An epoch counts as better when batches mix more and cells keep the
-    neighbours that they have inside their batch: no label is looked at, and the start is kept when training does harm.
+    neighbours that they have inside their batch: no label is looked at, and the start is kept when that gains less
+    than 0.1.
 
     The vector of a cell has two parts: principal components of its log-normalised expression, and those of the
     network's vector with `network_weight`. Both are laid over one another batch by batch (Harmony's clusters,
@@ -73,6 +74,7 @@ class SCGPTIntegrator(SCGPT):
 
     _module_cls = IntegrationModule
     _keeps_expression = True
+    least_gain = 0.1  # of an epoch over the start, in mixing and kept neighbours: less did not help to tell types apart
     _always_bridged = False  # whether cells to come may lack a block that no cell lacks now
 
     def __init__(
@@ -190,7 +192,9 @@ class SCGPTIntegrator(SCGPT):
         return coordinates.get(EXPRESSION, coordinates[NETWORK])
 
     def _start_value(self, splitter: TokenDataSplitter) -> float | None:
-        return self.start_ if "cls" not in self.module.objectives else super()._start_value(splitter)
+        if "cls" in self.module.objectives:
+            return super()._start_value(splitter)
+        return None if self.start_ is None else self.start_ + self.least_gain
 
     def fit_joint(self) -> None:
         """Find components, alignments, and whether aligning pays; from the cells of the model."""

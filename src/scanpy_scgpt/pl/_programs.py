@@ -80,12 +80,16 @@ def gene_programs(
     KeyError
         When there are no scores, or no such column.
     ValueError
-        When there is no such program or resolution.
+        When there is no such program or resolution, or no cell has a group.
     """
     check_anndata(adata, function="pl.gene_programs")
     members = get.gene_programs(adata, resolution=resolution, key=key)
     means = get.program_scores(adata, groupby=groupby, resolution=resolution, key=key).T
+    if means.shape[1] == 0:
+        msg = f"adata.obs[{groupby!r}] has no value in any cell. Name a column with groups."
+        raise ValueError(msg)
     if programs is not None:
+        programs = [programs] if isinstance(programs, str) else programs
         for name in programs:
             check_one_of(name, list(means.index), name="a program")
         means = means.loc[list(programs)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from scanpy_scgpt._logging import get_logger
-from scanpy_scgpt._validate import check_key, check_one_of
+from scanpy_scgpt._validate import check_key, check_one_of, nearest
 from scanpy_scgpt.model import CellTokens
 from scanpy_scgpt.tokenizer import GeneTable, match_genes
 
@@ -92,7 +91,7 @@ def _known(tfs: Sequence[str], cells: CellTokens, gene_table: pd.DataFrame | Non
     ids[other] = match_genes([names[i] for i in other], cells.checkpoint.vocab, gene_table=table).ids
     found = np.isin(ids, cells.match.ids) & (ids >= 0)
     if not found.any():
-        near = [m for name in names[:20] for m in difflib.get_close_matches(name, map(str, cells.match.names), n=1)]
+        near = [found for name in names[:20] if (found := nearest(name, cells.match.names))]
         hint = f" Near: {listed(near)}." if near else ""
         msg = (
             f"None of the {len(names):,} genes of tfs= ({listed(names)}) is among the genes of {cells.source.where} "

@@ -22,6 +22,7 @@ from scanpy_scgpt.model import AttentionRanks, CellTokens, RankTies, dealt
 
 from ._attention_cells import Comparison, comparisons, digits_of, panel
 from ._attention_tables import DIRECTIONS, ORDERS, Network, edges, influence
+from ._gene_lists import chosen_genes
 from ._permuted import permuted
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def attention_network(
     control: str | None = None,
     contrast: tuple[str, str] | None = None,
     setting: Literal["difference", "perturbed", "control"] = "difference",
-    genes: Sequence[str] | int = 1200,
+    genes: Sequence[str] | str | int = 1200,
     tfs: Sequence[str] | None = None,
     direction: Literal["out", "in", "both"] = "out",
     n_targets: int | None = 100,
@@ -94,7 +95,7 @@ def attention_network(
     setting
         With a control: `"difference"`, or the network of the `"perturbed"` cells or of the `"control"` alone.
     genes
-        Names of genes, or how many of the most variable ones.
+        Names of genes, a column of `.var` with True and False, or how many of the most variable ones.
     tfs
         Genes whose edges are wanted; up to 50 are shown to the network besides the variable genes, a longer list only
         selects among them.
@@ -170,6 +171,8 @@ def attention_network(
         adata, checkpoint, checkpoint.tokenizer, layer=layer, use_raw=use_raw, gene_symbols=gene_symbols,
         gene_table=gene_table, min_genes=min_genes, seed=seed,
     )  # fmt: skip
+    if isinstance(genes, str):
+        genes = list(adata.var_names[chosen_genes(adata, genes, verb="grn")])
     shown = panel(cells, genes, tfs, gene_table)
     engine = AttentionRanks(
         checkpoint, shown.ids, layer=attention_layer, heads=heads, ties=rank_ties, legacy=legacy, device=device,

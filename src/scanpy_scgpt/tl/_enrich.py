@@ -38,7 +38,7 @@ def enrich(
     alpha: float = 0.05,
     min_set_size: int = 5,
     max_set_size: int | None = None,
-    compare: Sequence[str] = RIVALS,
+    compare: Sequence[str] | str | None = RIVALS,
     n_random: int = 20,
     layer: str | None = None,
     use_raw: bool | None = None,
@@ -116,8 +116,7 @@ def enrich(
     """
     started, seed = time.perf_counter(), seed_of(rng)
     check_anndata(adata, function="tl.enrich", copy=copy)
-    for name in compare:
-        check_one_of(name, RIVALS, name="compare")
+    compare = _checked(compare, alpha, n_random)
     keys = ProgramKeys.named(key_added)
     levels, universe, n_neighbors, min_size = _programs(adata, programs, universe, keys)
     sets = as_gene_sets(gene_sets)
@@ -127,10 +126,11 @@ def enrich(
     kinds = {(level, OURS if programs is None else LISTS): lists for level, lists in levels.items()}
     if programs is None and compare:
         vectors = gene_vectors(adata, universe, layer=layer, use_raw=use_raw).dropna()
+        _note_lost(set(universe) - set(vectors.index) - set(map(str, adata.var_names)))
         graph = GeneGraph(vectors.to_numpy(), list(vectors.index), n_neighbors=n_neighbors, seed=seed)
         kinds.update(_rivals(graph, levels, min_size, compare))
-    tables = {at: enrichment(lists, sets, **test) for at, lists in kinds.items() if lists}
-    summary = [_hits(at, lists, tables.get(at)) for at, lists in kinds.items()]
+    tables = {at: enrichment(lists, sets, **test) for at, lists in kinds.items()}
+    summary = [_hits(at, lists, tables[at]) for at, lists in kinds.items()]
     generator = np.random.default_rng(seed)
     for (level, kind), lists in list(kinds.items()):
         if n_random and kind in {OURS, LISTS} and lists:
@@ -142,9 +142,9 @@ def enrich(
             summary.append({**row, "network": "random", **rest})
     adata = copied(adata) if copy else adata
     adata.uns[keys.tests], adata.uns[keys.hits] = _joined(tables), _ordered(summary)
-    first = next(iter(tables.values())) if tables else pd.DataFrame()
+    first = next(iter(tables.values()))
     record = {"correction": correction, "alpha": alpha, "n_universe": len(universe), "n_random": n_random}
-    record |= {"n_sets": first.attrs.get("n_sets", 0), "n_sets_given": len(sets), "min_set_size": min_set_size}
+    record |= {"n_sets": first.attrs["n_sets"], "n_sets_given": len(sets), "min_set_size": min_set_size}
     record |= {"gene_sets": str(gene_sets) if isinstance(gene_sets, str | os.PathLike) else type(gene_sets).__name__}
     record |= {"key": keys.tests, "version": __version__, "seconds": time.perf_counter() - started}
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns_tests: record}
@@ -152,19 +152,58 @@ def enrich(
     return adata if copy else None
 
 
+def _checked(compare: Sequence[str] | str | None, alpha: float, n_random: int) -> list[str]:
+    """The rivals that are asked for; what is out of range is refused."""
+    compare = [compare] if isinstance(compare, str) else list(compare or ())
+    for name in compare:
+        check_one_of(name, RIVALS, name="compare")
+    if isinstance(alpha, str | bool) or not 0 < alpha <= 1:
+        msg = f"alpha={alpha!r}: a corrected p value above 0 and up to 1, such as 0.05."
+        raise ValueError(msg)
+    if isinstance(n_random, bool) or not isinstance(n_random, int | np.integer) or n_random < 0:
+        msg = f"n_random={n_random!r}: a whole number from 0, such as 20."
+        raise ValueError(msg)
+    return compare
+
+
+def _note_lost(genes: set[str]) -> None:
+    if genes:
+        logger.warning(
+            "enrich: %s genes that were grouped are not in adata any more: co-expression has the others alone, so its "
+            "numbers are not quite comparable. Group the genes that are left: scgpt.tl.gene_programs(adata).",
+            f"{len(genes):,}",
+        )
+
+
+def _as_lists(programs: Any, known: set[str]) -> dict[str, list[str]]:
+    """Lists of genes that were given, by name."""
+    if isinstance(programs, str):
+        msg = f"programs={programs!r} is one name: give lists of genes, programs={{'mine': ['CD3D', 'CD3E']}}."
+        raise ValueError(msg)
+    lists = programs if isinstance(programs, Mapping) else {"genes": programs}
+    if bare := [name for name, genes in lists.items() if isinstance(genes, str)]:
+        msg = f"programs[{bare[0]!r}] is the text {lists[bare[0]]!r}: give a list of genes, [{lists[bare[0]]!r}, ...]."
+        raise ValueError(msg)
+    lists = {str(name): [str(gene) for gene in genes] for name, genes in lists.items()}
+    if not any(lists.values()):
+        msg = "programs holds no gene. Give lists with genes: programs={'mine': ['CD3D', 'CD3E']}."
+        raise ValueError(msg)
+    if lost := [name for name, genes in lists.items() if not known & set(genes)]:
+        msg = f"No gene of the list {lost[0]!r} is in the universe: {', '.join(map(repr, lists[lost[0]][:3]))}. "
+        raise ValueError(msg + "Use the names of adata.var_names.")
+    if absent := [gene for gene in dict.fromkeys(x for genes in lists.values() for x in genes) if gene not in known]:
+        named = ", ".join(map(repr, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")  # noqa: PLR2004
+        logger.warning("enrich: %s of programs= are not in the universe and count nowhere.", named)
+    return lists
+
+
 def _programs(
     adata: AnnData, programs: Any, universe: Iterable[str] | None, keys: ProgramKeys
 ) -> tuple[dict[float, dict[str, list[str]]], list[str], int, int]:
     """Programs by resolution (NaN for lists given), universe, number of neighbours, and fewest genes of a program."""
     if programs is not None:
-        lists = programs if isinstance(programs, Mapping) else {"genes": programs}
-        lists = {str(name): [str(gene) for gene in genes] for name, genes in lists.items()}
-        universe = list(adata.var_names if universe is None else universe)
-        known = set(universe)
-        if lost := [name for name, genes in lists.items() if not known & set(genes)]:
-            msg = f"No gene of the list {lost[0]!r} is in the universe: {', '.join(map(repr, lists[lost[0]][:3]))}. "
-            raise ValueError(msg + "Use the names of adata.var_names.")
-        return {np.nan: lists}, universe, 0, 0
+        universe = list(map(str, adata.var_names if universe is None else universe))
+        return {np.nan: _as_lists(programs, set(universe))}, universe, 0, 0
     record = adata.uns.get(UNS, {}).get(keys.uns)
     if keys.table not in adata.uns or record is None:
         msg = f"adata.uns has no programs {keys.table!r}. Make them first: scgpt.tl.gene_programs(adata)."
@@ -191,10 +230,10 @@ def _rivals(
             yield (level, kind), {program_name(level, i): genes for i, genes in enumerate(kept)}
 
 
-def _hits(at: tuple[float, str], lists: Mapping[str, Sequence[str]], table: pd.DataFrame | None) -> dict[str, Any]:
-    """One row of the summary; without a table there were no programs."""
+def _hits(at: tuple[float, str], lists: Mapping[str, Sequence[str]], table: pd.DataFrame) -> dict[str, Any]:
+    """One row of the summary."""
     sizes = [len(genes) for genes in lists.values()]
-    hit = pd.DataFrame({"gene_set": [], "program": []}) if table is None else table[table["hit"]]
+    hit = table[table["hit"]]
     row = {"resolution": at[0], "network": at[1], "n_programs": len(lists), "n_genes": sum(sizes)}
     row |= {"mean_size": float(np.mean(sizes or [0])), "hits": float(hit["gene_set"].nunique()), "hits_95": np.nan}
     return {**row, "programs_hit": float(hit["program"].nunique()), "p_random": np.nan}
@@ -227,7 +266,7 @@ def _joined(tables: Mapping[tuple[float, str], pd.DataFrame]) -> pd.DataFrame:
     for (level, kind), table in tables.items():
         kept = table[(table["overlap"] > 1) | table["hit"]]
         parts.append(kept.assign(network=kind, resolution=level))
-    joined = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    joined = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     joined.attrs = {}
     return joined
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scanpy_scgpt._logging import get_logger
-from scanpy_scgpt._validate import check_key
+from scanpy_scgpt._validate import check_key, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +19,14 @@ _VARIABLE = "highly_variable"
 _MOST = 0.5  # share of names that look alike
 
 
-def chosen_genes(adata: AnnData, genes: Sequence[str] | str | None, *, verb: str, least: int = 2) -> np.ndarray:
+def chosen_genes(
+    adata: AnnData,
+    genes: Sequence[str] | str | None,
+    *,
+    verb: str,
+    least: int = 2,
+    gene_symbols: str | None = None,
+) -> np.ndarray:
     """Positions of genes in `var`, in its order.
 
     Parameters
@@ -34,6 +40,8 @@ def chosen_genes(adata: AnnData, genes: Sequence[str] | str | None, *, verb: str
         Who asks.
     least
         Fewest genes.
+    gene_symbols
+        Column of `.var` with further names of the genes.
 
     Returns
     -------
@@ -59,6 +67,10 @@ def chosen_genes(adata: AnnData, genes: Sequence[str] | str | None, *, verb: str
         return _of_column(adata, genes, verb=verb, least=least)
     wanted = pd.Index([str(gene) for gene in genes]).unique()
     at = names.get_indexer(wanted)
+    if gene_symbols is not None and gene_symbols in adata.var:
+        other = pd.Series(np.arange(adata.n_vars), index=adata.var[gene_symbols].astype(str))
+        other = other[~other.index.duplicated()].reindex(wanted, fill_value=-1).to_numpy()
+        at = np.where(at < 0, other, at)
     lost = wanted[at < 0]
     if len(wanted) - len(lost) < least:
         left = f"{len(wanted) - len(lost)} of {len(wanted)} genes are left"
@@ -67,7 +79,7 @@ def chosen_genes(adata: AnnData, genes: Sequence[str] | str | None, *, verb: str
         raise ValueError(msg)
     if len(lost):
         logger.warning("%s: %s and left out.", verb, _absent(lost, names))
-    return np.sort(at[at >= 0])
+    return np.unique(at[at >= 0])
 
 
 def _absent(lost: pd.Index, names: pd.Index) -> str:
@@ -75,8 +87,8 @@ def _absent(lost: pd.Index, names: pd.Index) -> str:
         return "too few genes were named"
     first = []
     for gene in lost[:5]:
-        near = difflib.get_close_matches(gene, names, n=1, cutoff=0.7)
-        first.append(repr(gene) + (f" (did you mean {near[0]!r}?)" if near else ""))
+        near = nearest(gene, names, cutoff=0.7)
+        first.append(repr(gene) + (f" (did you mean {near!r}?)" if near else ""))
     more = f" and {len(lost) - 5:,} more" if len(lost) > len(first) else ""
     return f"{', '.join(first)}{more} {'is' if len(lost) == 1 else 'are'} not in adata.var_names"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scanpy_scgpt._counts import choose_counts
-from scanpy_scgpt._keys import UNS, GrnKeys, ProgramKeys
+from scanpy_scgpt._keys import UNS, GrnKeys, ProgramKeys, center_of
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._validate import check_anndata, copied, seed_of
 from scanpy_scgpt._version import __version__
@@ -114,7 +114,7 @@ def gene_programs(
     levels = _checked(resolutions, n_neighbors, min_size, key_added)
     keys = ProgramKeys.named(key_added)
     vectors, named = _vectors(adata, model, use_varm, gene_symbols)
-    at = chosen_genes(adata, genes, verb="gene_programs")
+    at = chosen_genes(adata, genes, verb="gene_programs", gene_symbols=gene_symbols)
     at = at[~np.isnan(vectors[at]).any(axis=1)]
     if len(at) <= n_neighbors:
         msg = f"{len(at)} genes have a vector, not more than n_neighbors={n_neighbors}. Name more, or lower it."
@@ -172,7 +172,7 @@ def _vectors(adata: AnnData, model: Any, use_varm: str | None, gene_symbols: str
         listed = ", ".join(map(repr, adata.varm)) or "none"
         msg = f"adata.varm has no {use_varm!r}. Found: {listed}. Get the vectors of genes: scgpt.tl.grn(adata)."
         raise KeyError(msg)
-    return np.asarray(adata.varm[use_varm], dtype=np.float32), use_varm
+    return np.asarray(adata.varm[use_varm], dtype=np.float32) - center_of(adata.uns, use_varm), use_varm
 
 
 def _receipt(record: Mapping[str, Any], of: Mapping[str, float], sizes: Mapping[float, list[int]]) -> None:

@@ -73,6 +73,13 @@ def check_naming(gene_sets: Mapping[str, Iterable[str]], universe: Iterable[str]
     n_there = len(own & set(names))
     if len(own & universe) and n_there >= min(_FEW * len(own), _FEW * len(names)):
         return
+    if n_there and not own & universe:
+        msg = (
+            f"None of the {len(own):,} genes of gene_sets is among the {len(universe):,} genes of the universe, which "
+            f"are those that were grouped; {n_there:,} are among all {len(names):,} genes of the cells. Group these "
+            "too: scgpt.tl.gene_programs(adata, genes=[...])."
+        )
+        raise ValueError(msg)
     msg = f"{n_there:,} of the {len(own):,} genes of gene_sets are among the {len(names):,} genes of the cells, "
     msg += f"{len(own & universe):,} in the universe. The sets have names such as "
     msg += f"{', '.join(map(repr, sorted(own)[:3]))}. {advice(sorted(own), names)}"

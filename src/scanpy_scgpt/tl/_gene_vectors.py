@@ -10,6 +10,7 @@ import numpy as np
 from scanpy_scgpt import models
 from scanpy_scgpt._counts import CountSource
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._modalities import own_columns
 from scanpy_scgpt._progress import track
 from scanpy_scgpt._validate import check_key
 from scanpy_scgpt.io import Checkpoint, CheckpointError
@@ -31,7 +32,7 @@ def network_of(model: Any) -> Checkpoint:
 def matched(adata: AnnData, checkpoint: Checkpoint, *, gene_symbols: str | None, min_genes: int) -> GeneMatch:
     """What each gene of `var` is in the vocabulary."""
     columns = CountSource("adata", None, adata.var).gene_columns(gene_symbols)
-    match = match_genes(adata.var_names, checkpoint.vocab, columns=columns)
+    match = match_genes(adata.var_names, checkpoint.vocab, columns=columns, among=own_columns(adata.var, "rna"))
     require_enough(match, checkpoint.vocab, min_genes=min_genes)
     return match
 
@@ -57,7 +58,11 @@ def group_codes(
     column = adata.obs[groupby]
     labels = column.astype(object).where(column.notna(), None).map(str, na_action="ignore").to_numpy(dtype=object)
     there = sorted({label for label in labels if label is not None})
-    wanted = there if groups is None else list(dict.fromkeys(map(str, groups)))
+    if not there:
+        msg = f"adata.obs[{groupby!r}] has no value in any cell. Name a column with groups."
+        raise ValueError(msg)
+    named = [groups] if isinstance(groups, str) else groups
+    wanted = there if named is None else list(dict.fromkeys(map(str, named)))
     if lacking := [group for group in wanted if group not in there]:
         msg = f"adata.obs[{groupby!r}] has no group {lacking[0]!r}. Groups: {', '.join(map(repr, there)) or 'none'}."
         raise ValueError(msg)

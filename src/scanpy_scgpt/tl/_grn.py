@@ -71,7 +71,7 @@ def grn(
         `"embedding"`, or `"attention"`.
     genes
         Genes to link: names, or a column of `.var` with True and False. By default `.var["highly_variable"]` where
-        there is one, else all.
+        there is one, else all; with `method="attention"` the 1,200 most variable, or as many as a number says.
     groupby
         Column of `.obs`: a network for each of its groups.
     groups
@@ -149,7 +149,7 @@ def grn(
         msg = f"groups={groups!r} are groups of a column: name it, groupby=..."
         raise ValueError(msg)
     keys, checkpoint = GrnKeys.named(key_added), network_of(model)
-    at = chosen_genes(adata, genes, verb="grn")
+    at = chosen_genes(adata, genes, verb="grn", gene_symbols=gene_symbols)
     made = {"where": {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols}, "min_genes": min_genes}
     made |= {"min_cells": min_cells, "device": device, "seed": seed_of(rng)}
     if groupby is None:
@@ -175,6 +175,7 @@ def grn(
     record |= {"groupby": groupby or "", "groups": list(slots), "varm": list(slots.values()), "center": center}
     record |= {name: "" if value is None else value for name, value in links.items()}
     record |= {"n_genes_asked": len(at), "n_genes_linked": linked, "n_edges": len(edges), "key": keys.edges}
+    record |= {"centers": dict(zip(slots.values(), centers, strict=True)) if groupby is not None and center else {}}
     record |= {"min_cells": min_cells, "version": __version__, "seconds": time.perf_counter() - started}
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), keys.uns: record}
     _receipt(record, checkpoint)
@@ -183,7 +184,7 @@ def grn(
 
 def _check(threshold: Any, n_neighbors: Any, min_cells: Any, key_added: str | None) -> None:
     """What can be refused before anything is read."""
-    if threshold is not None and not -1 <= threshold < 1:
+    if threshold is not None and (isinstance(threshold, str) or not -1 <= threshold < 1):
         msg = f"threshold={threshold!r}: a cosine from -1 to below 1, such as 0.4."
         raise ValueError(msg)
     for name, value in (("n_neighbors", n_neighbors), ("min_cells", min_cells)):

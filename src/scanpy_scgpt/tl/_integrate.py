@@ -234,6 +234,7 @@ def record_of(
         "corrected": bool(joint.corrected and any(x is not None for x in joint.alignments.values())),
         "measured": {name: dict(figures) for name, figures in integrator.measured_.items()},
         "start": float(integrator.start_) if integrator.start_ is not None else float("nan"),
+        "least_gain": integrator.least_gain,
         "epochs": [] if watched is None else watched.iloc[:, 0].astype(float).tolist(),
         "parts": {name: joint.weights[name] for name in joint.blocks},
     }
@@ -264,7 +265,7 @@ def receipt(record: Mapping[str, Any]) -> None:
         ]
     if record["epochs"]:
         best = max(record["epochs"])
-        helped = best > record["start"]
+        helped = best >= record["start"] + record["least_gain"]
         text = f"epoch {1 + record['epochs'].index(best)} of {len(record['epochs'])} kept" if helped else "start kept"
         parts.append(f"network: {text} (mixing + kept neighbours {record['start']:.3f} → {best:.3f})")
     if record["measured"] and not record["applied"]:

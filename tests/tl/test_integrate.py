@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scanpy_scgpt import metrics, pp, tl
+from scanpy_scgpt import baselines, metrics, pp, tl
 
 FAST = {"max_epochs": 0, "device": "cpu", "n_components": 10}
 
@@ -120,11 +120,14 @@ def test_antibodies_beside_genes_are_left_out(cells, caplog, tmp_path):
     np.testing.assert_array_equal(of_file.obsm["X_scgpt"], both.obsm["X_scgpt"])
     pp.tokenize(both)
     assert set(both.var["scgpt_match"].iloc[-3:]) == {"none"}
+    for made in (both, plain):
+        baselines.embed_pca(made, n_comps=5)
+    np.testing.assert_allclose(both.obsm["X_pca_baseline"], plain.obsm["X_pca_baseline"], atol=1e-5)
     tl.integrate(plain, network_weight=0, **FAST)
     tl.embed(plain, device="cpu")
     for key in ("X_scgpt_integrated", "X_scgpt"):
         np.testing.assert_allclose(both.obsm[key], plain.obsm[key], atol=1e-6)
-    assert caplog.text.count("3 columns are no rna by feature_types and are left out") == 4
+    assert caplog.text.count("3 columns are no rna by feature_types and are left out") == 5
 
 
 def test_a_batch_of_one_cell_does_not_decide(cells):

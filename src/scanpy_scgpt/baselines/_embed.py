@@ -9,6 +9,7 @@ import scanpy as sc
 from scipy import sparse
 
 from scanpy_scgpt._counts import choose_counts
+from scanpy_scgpt._modalities import own_columns
 from scanpy_scgpt._validate import check_anndata, copied
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def embed_pca(
     """
     check_anndata(adata, function="baselines.embed_pca", copy=copy)
     source = choose_counts(adata, layer=layer, use_raw=use_raw)
-    work = sc.AnnData(sparse.csr_matrix(source.rows(0, source.n_obs), dtype=np.float32))
+    rows = sparse.csr_matrix(source.rows(0, source.n_obs), dtype=np.float32)
+    work = sc.AnnData(rows[:, own_columns(source.var, "rna")])
     if source.kind() != "log-normalised values":  # counts, also those that are no integers
         sc.pp.normalize_total(work, target_sum=1e4)
         sc.pp.log1p(work)

@@ -17,6 +17,7 @@ from scipy import sparse
 
 from scanpy_scgpt._counts import choose_counts
 from scanpy_scgpt._logging import quiet
+from scanpy_scgpt._modalities import own_columns
 from scanpy_scgpt._validate import check_anndata, check_key, check_one_of
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class _Task:
         with self._timed("genes"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             rows = sparse.csr_matrix(self.source.rows(0, self.source.n_obs), dtype=np.float32)
+            rows = rows[:, own_columns(self.source.var, "rna")]
             work = sc.AnnData(
                 rows, obs=pd.DataFrame({"batch": self.batches}, index=pd.RangeIndex(len(self.batches)).astype(str))
             )

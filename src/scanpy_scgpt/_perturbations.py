@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from ._logging import get_logger
 from ._perturbation_names import QUIET, STIMULI, Grammar, Spelled, is_control, plain, text_of
+from ._validate import near_names
 
 logger = get_logger(__name__)
 
@@ -174,7 +174,7 @@ def _controls(names: list[str], control: str | Sequence[str] | None, *, needed: 
         wanted = [_text(one) for one in ([control] if single else control)]
         for name in wanted:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+                near = near_names(name, names, cutoff=0.5)
                 hint = f" Near: {_listed(near)}." if near else ""
                 msg = f"control={name!r}: no cell has this name.{hint} The column has {_listed(names)}."
                 raise ValueError(msg)
@@ -213,7 +213,7 @@ def _unclear(read: list[Spelled], names: list[str], measured: frozenset[str]) ->
         for i in others:
             read[i] = replace(read[i], kind="unclear", notes=("no gene, no control: kept without a target",))
     for i in [i for i, found in enumerate(read) if found.kind == "unclear"][:_NEAR]:
-        near = difflib.get_close_matches((read[i].others or (names[i],))[0].upper(), known, n=3, cutoff=0.75)
+        near = near_names((read[i].others or (names[i],))[0], known, cutoff=0.75)
         if near:
             read[i] = replace(read[i], notes=(*read[i].notes, f"near {', '.join(near)}"))
     return read

@@ -31,9 +31,13 @@ def naming(path: Path) -> Iterator[None]:
 
 def nearest(name: object, names: Iterable[object], *, cutoff: float = 0.6) -> str | None:
     """The name that looks most like another, whatever its capitals; None where none does."""
+    return next(iter(near_names(name, names, n=1, cutoff=cutoff)), None)
+
+
+def near_names(name: object, names: Iterable[object], *, n: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The names that look most like another, whatever its capitals; the nearest first."""
     folded = {str(one).casefold(): str(one) for one in names}
-    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=cutoff)
-    return folded[near[0]] if near else None
+    return [folded[near] for near in difflib.get_close_matches(str(name).casefold(), folded, n=n, cutoff=cutoff)]
 
 
 def check_one_of(value: object, choices: Iterable[object], *, name: str) -> None:

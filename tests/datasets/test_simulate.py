@@ -98,6 +98,13 @@ def test_bad_input(control):
         ValueError, match=r"genes are found in at least 5 % of the cells, n_genes=100000. Lower n_genes"
     ):
         datasets.simulate_perturb(control, n_genes=100_000)
+    for given, text in (
+        ({"doubles": 2}, "doubles=2: a share from 0 to 1"),
+        ({"strength": -1}, "strength=-1: a number from 0"),
+        ({"n_cells": 0}, "n_cells=0: a whole number from 1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            datasets.simulate_perturb(control, **given)
     logged = ad.AnnData(control.X.log1p(), var=control.var)
     with pytest.raises(ValueError, match="X holds log-normalised values; a simulation needs counts"):
         datasets.simulate_perturb(logged)

@@ -117,6 +117,14 @@ def test_a_saved_model_predicts_the_same(cells, tmp_path):
         SCGPTPerturber.load(tmp_path)
     with pytest.raises(ValueError, match="needs control cells"):
         again.train(1)
+    for given, error, text in (
+        ({"max_epochs": 0}, ValueError, "max_epochs=0: a whole number from 1"),
+        ({"n_networks": 0}, ValueError, "n_networks=0: a whole number from 1"),
+        ({"weight": -1}, ValueError, "weight=-1: a number from 0"),
+        ({"batchsize": 8}, TypeError, "takes no 'batchsize'; did you mean 'batch_size'"),
+    ):
+        with pytest.raises(error, match=text):
+            model.train(**given)
 
 
 def test_the_original_recipe_predicts_expression(cells):

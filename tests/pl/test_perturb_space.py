@@ -69,6 +69,10 @@ def test_the_grid_is_symmetric_and_frames_the_truth(ranking):
     assert [text.get_text() for text in ax.texts].count("1") == 2
     assert len(ax.patches) == 2
     assert ax.get_title() == "A+C: rank 4 of 6"
+    turned = pl.reverse(ranking, true="C+A", k=2, show=False)
+    assert turned.get_title() == ax.get_title()
+    with pytest.raises(KeyError, match="true='a.c'.*did you mean 'A.C'"):
+        pl.reverse(ranking, true="a+c")
     with pytest.raises(KeyError, match="true='D'"):
         pl.reverse(ranking, true="D")
     with pytest.raises(KeyError, match="no column 'votes'"):

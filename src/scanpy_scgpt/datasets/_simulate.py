@@ -93,9 +93,12 @@ def simulate_perturb(
     Raises
     ------
     ValueError
-        When the values are no counts, a gene is not there, or too few genes are expressed.
+        When the values are no counts, a gene is not there, too few genes are expressed, or a number is out of range.
     """
     check_anndata(adata, function="datasets.simulate_perturb")
+    _check(doubles=doubles, interactions=interactions)
+    _check(np.inf, strength=strength, interaction_strength=interaction_strength)
+    _check(np.inf, 1, n_genes=n_genes, n_cells=n_cells, n_control=n_control)
     source = choose_counts(adata, layer=layer)
     if source.kind() != "counts":
         msg = f"{source.where} holds {source.kind()}; a simulation needs counts. Name their layer: layer='counts'."
@@ -115,10 +118,20 @@ def simulate_perturb(
     return _labelled(sparse.vstack(blocks, format="csr"), labels, names, truth)
 
 
+def _check(most: float = 1.0, least: float = 0.0, **given: float) -> None:
+    """Shares from 0 to 1, strengths from 0, numbers from 1."""
+    for name, value in given.items():
+        if isinstance(value, str | bool) or not least <= value <= most or (least and value != int(value)):
+            kind = "a share from 0 to 1" if most == 1 else "a whole number from 1" if least else "a number from 0"
+            msg = f"{name}={value!r}: {kind}."
+            raise ValueError(msg)
+
+
 def _chosen(
     names: pd.Index, rows: sparse.csr_matrix, genes: Sequence[str] | None, n: int, generator: Generator
 ) -> list[str]:
     if genes is not None:
+        genes = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
         lacking = [gene for gene in genes if gene not in names]
         if lacking:
             msg = f"genes: {lacking[0]!r} is none of the {len(names):,} genes of adata. Choose from adata.var_names."

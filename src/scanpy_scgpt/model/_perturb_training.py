@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from scanpy_scgpt._validate import nearest
 
 from ._perturb_data import control_values, values_of
 from ._perturb_network import Controls, Draw, NetworkSettings, PerturbNetwork
@@ -53,11 +55,15 @@ class PerturbTraining:
         Raises
         ------
         ValueError
-            For a table of effects, which has no cells, or without a perturbation whose genes the network knows.
+            For a table of effects, which has no cells, without a perturbation whose genes the network knows, or for a
+            number out of range.
+        TypeError
+            For an unknown setting.
         """
         if self.is_table_ or self._adata is None:
             msg = "The network needs control cells, and a table of effects (or a loaded model) has none: max_epochs=0."
             raise ValueError(msg)
+        _check(max_epochs, n_networks, weight, settings)
         usual = _LEGACY if self.legacy_ else {}
         given = NetworkSettings(**{**usual, **settings, "max_epochs": max_epochs, "device": device, "rng": self.rng_})
         probe = PerturbNetwork(self._checkpoint, self.screen_.genes, given)
@@ -163,3 +169,21 @@ class PerturbTraining:
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return cosines(a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True))
+
+
+def _check(max_epochs: int, n_networks: int, weight: float | None, settings: Mapping[str, Any]) -> None:
+    """What is refused before anything is trained."""
+    for name, value in (("max_epochs", max_epochs), ("n_networks", n_networks)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            msg = f"{name}={value!r}: a whole number from 1, such as {5 if name == 'max_epochs' else 1}."
+            raise ValueError(msg)
+    if weight is not None and (isinstance(weight, str) or not 0 <= weight < np.inf):
+        msg = f"weight={weight!r}: a number from 0, such as 0.5, or None to find it on left-out perturbations."
+        raise ValueError(msg)
+    known = [x.name for x in fields(NetworkSettings) if x.name not in {"max_epochs", "device", "rng"}]
+    for name in settings:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"; did you mean {near!r}" if near else ""
+            msg = f"train() takes no {name!r}{hint}. Settings of the network: {', '.join(known)}."
+            raise TypeError(msg)

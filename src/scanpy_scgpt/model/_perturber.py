@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from scanpy_scgpt import models
 from scanpy_scgpt._effects import Effects
 from scanpy_scgpt._logging import get_logger
 from scanpy_scgpt._perturbations import parse_perturbations
-from scanpy_scgpt._validate import check_one_of
+from scanpy_scgpt._validate import check_one_of, near_names
 from scanpy_scgpt.datasets import gene_features
 from scanpy_scgpt.io import Checkpoint
 
@@ -224,7 +223,7 @@ class SCGPTPerturber(PerturbTraining):
         seen = set(self.screen_.conditions.universe)
         known = seen.union(self.screen_.genes, *(table.index for table in self.features_.values()))
         for part in sorted({part for x in parts for part in x} - known):
-            near = difflib.get_close_matches(part, sorted(known), n=3)
+            near = near_names(part, sorted(known))
             hint = f" Near: {', '.join(near)}." if near else ""
             logger.warning(
                 "warning: nothing is known of %r (never perturbed, no features), so it gets the mean effect.%s",

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from scanpy_scgpt._validate import check_anndata, check_one_of
+from scanpy_scgpt._validate import check_anndata, check_one_of, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -136,8 +136,12 @@ def reverse(
         if name not in ranking:
             msg = f"ranking has no column {name!r}. It must be a table of tl.reverse_perturb(...)."
             raise KeyError(msg)
+    if true is not None:
+        true = next((name for name in map(str, ranking.index) if _same(name, true)), true)
     if true is not None and true not in ranking.index:
-        msg = f"true={true!r} is none of the {len(ranking):,} candidates, such as {ranking.index[0]!r}."
+        near = nearest(true, ranking.index)
+        hint = f"; did you mean {near!r}" if near else ""
+        msg = f"true={true!r} is none of the {len(ranking):,} candidates, such as {ranking.index[0]!r}{hint}."
         raise KeyError(msg)
     pairs = {str(name): str(name).split("+") for name in ranking.index}
     genes = sorted({gene for both in pairs.values() for gene in both})
@@ -235,3 +239,8 @@ def _finish(ax: Axes, *, given: bool, show: bool | None) -> Axes | None:
         return ax
     plt.show()
     return None
+
+
+def _same(name: str, other: str) -> bool:
+    """Names of one perturbation, in whatever order its genes stand."""
+    return sorted(name.split("+")) == sorted(str(other).split("+"))

@@ -237,3 +237,52 @@ def test_arguments_of_training_by_position(stimulated, monkeypatch):
     monkeypatch.setattr(SCGPT, "train", lambda _self, *args, **_settings: calls.append(args))
     model.train(2, "cpu", 1)
     assert calls == [(2, "cpu", 1)]
+
+
+def _made(adata, **train):
+    SCGPTIntegrator.setup_anndata(adata, batch_key="condition")
+    model = SCGPTIntegrator(adata, n_components=5, max_length=60, correct=True)
+    model.train(**train, **FAST)
+    return model
+
+
+def test_a_second_training_finds_its_own_joint_space(stimulated):
+    twice = _made(stimulated[:80].copy(), max_epochs=0)
+    twice.train(max_epochs=1, keep_best=False, **FAST)
+    once = _made(stimulated[:80].copy(), max_epochs=1, keep_best=False)
+    np.testing.assert_allclose(twice.get_latent_representation(), once.get_latent_representation(), atol=1e-4)
+
+
+def test_shifts_of_a_new_batch_come_from_all_cells_of_the_query(stimulated, tmp_path, caplog):
+    reference = _made(stimulated[:120].copy(), max_epochs=0)
+    query = stimulated[120:180].copy()
+    query.obs["condition"] = np.where(np.arange(60) % 2, "new", query.obs["condition"].astype(str))
+    first = SCGPTIntegrator.load_query_data(query.copy(), reference, **FAST)
+    expected = first.get_latent_representation()
+    some = SCGPTIntegrator.load_query_data(query.copy(), reference, **FAST)
+    few = some.get_latent_representation(query[:10].copy())
+    np.testing.assert_allclose(few, expected[:10], atol=1e-5)
+    np.testing.assert_allclose(some.get_latent_representation(), expected, atol=1e-5)
+    fresh = SCGPTIntegrator.load_query_data(query.copy(), reference, **FAST)
+    fresh.save(tmp_path / "query")
+    again = SCGPTIntegrator.load(tmp_path / "query", adata=False, accelerator="cpu")
+    np.testing.assert_allclose(again.get_latent_representation(query[:10].copy()), expected[:10], atol=1e-5)
+    assert "are of no batch" not in caplog.text
+    reference.get_latent_representation(query.copy())
+    assert "30 of 60 cells are of no batch that the model knows (it looks for obs['condition'])" in caplog.text
+    with pytest.raises(ValueError, match="part='expression': use one of 'joint', 'network'"):
+        reference.get_latent_representation(part="expression")
+
+
+def test_shifts_are_found_again_after_a_query_was_trained(stimulated):
+    reference = _made(stimulated[:120].copy(), max_epochs=0)
+    found = []
+    for looked in (True, False):
+        query = stimulated[120:180].copy()
+        query.obs["condition"] = np.where(np.arange(60) % 2, "new", query.obs["condition"].astype(str))
+        model = SCGPTIntegrator.load_query_data(query, reference, **FAST)
+        if looked:
+            model.get_latent_representation()
+        model.train(max_epochs=1, keep_best=False, **FAST)
+        found.append(model.get_latent_representation())
+    np.testing.assert_allclose(*found, atol=1e-4)

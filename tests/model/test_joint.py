@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anndata as ad
+import mudata
 import numpy as np
 import pytest
 import scanpy as sc
@@ -116,3 +117,21 @@ def test_it_can_be_saved(counts):
     back = Joint.from_arrays(joint.arrays())
     np.testing.assert_array_equal(back.joined(coordinates, batches), joint.joined(coordinates, batches))
     assert Joint.from_arrays({}) is None
+
+
+def test_proteins_that_a_panel_lacks_have_no_say(data_dir):
+    counts = mudata.read_h5ad(data_dir / "cite_pbmc10k_10x.h5mu", "prot").X
+    block = fit_block(counts[:100], "proteins")
+    whole = block.project(counts[100:150])
+    panel = np.arange(0, counts.shape[1], 2)
+    zeros = counts[100:150].toarray()
+    zeros[:, 1::2] = 0
+    found = block.project(zeros, panel)
+    zeros[:, 1::2] = 77
+    np.testing.assert_array_equal(block.project(zeros, panel), found)
+
+    def cosine(x):
+        return ((x * whole).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(whole, axis=1)).mean()
+
+    zeros[:, 1::2] = 0
+    assert cosine(found) > cosine(block.project(zeros)) + 0.1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scanpy_scgpt import baselines, metrics, pp, tl
+from scanpy_scgpt import baselines, metrics, model, pp, tl
 
 FAST = {"max_epochs": 0, "device": "cpu", "n_components": 10}
 
@@ -193,3 +193,17 @@ def test_what_is_refused(cells, change, error, text):
     with pytest.raises(error, match=text):
         tl.integrate(adata, **{"batch_key": "condition", **FAST, "max_epochs": 1, **change})
     assert "X_scgpt_integrated" not in adata.obsm
+
+
+def test_what_it_saves_knows_the_column_of_the_user(cells, tmp_path, caplog):
+    adata = cells[:60].copy()
+    adata.obs = adata.obs[["condition"]].rename(columns={"condition": "donor"}).assign(batch="lane")
+    tl.integrate(adata, "donor", save=tmp_path / "model", correct=True, **FAST)
+    saved = model.SCGPTIntegrator.load(tmp_path / "model", adata=adata[::-1].copy(), accelerator="cpu")
+    found = saved.get_latent_representation()[::-1]
+    np.testing.assert_allclose(found, adata.obsm["X_scgpt_integrated"], atol=1e-5)
+    assert model.SCGPTIntegrator.load_registry(tmp_path / "model")["setup_args"]["batch_key"] == "donor"
+    del adata.obs["donor"]
+    without = model.SCGPTIntegrator.load(tmp_path / "model", adata=adata, accelerator="cpu")
+    without.get_latent_representation()
+    assert "60 of 60 cells are of no batch that the model knows (it looks for obs['donor'])" in caplog.text

@@ -91,6 +91,16 @@ def permuted(rna):
     return rna
 
 
+def test_what_it_saves_knows_the_column_of_the_user(space, whole):
+    mdata = together(rna=whole["rna"][:60].copy(), prot=whole["prot"][:60].copy())
+    mdata.mod["rna"].layers["raw"] = mdata.mod["rna"].X.copy()
+    mdata.obs["donor"] = np.where(np.arange(60) % 2, "d1", "d2")
+    loaded = model.SCGPTMulti.load(space, adata=mdata.copy(), accelerator="cpu")
+    assert loaded.registry_["setup_args"]["batch_key"] == "donor"
+    tl.integrate(mdata, "donor", layer={"rna": "raw"}, correct=True, n_components=10, **FAST)
+    np.testing.assert_allclose(loaded.get_latent_representation(), mdata.obsm["X_scgpt_integrated"], atol=1e-4)
+
+
 def test_a_trained_model_reads_the_layer_and_the_modalities_that_are_named(whole, space, caplog):
     right = together(rna=whole["rna"][60:90].copy())
     with pytest.raises(KeyError, match=r"mod\['rna'\] has no layer 'raw'.*or \{\} for X"):

@@ -100,13 +100,21 @@ def _hvg(task: _Task) -> np.ndarray:
     return task.genes.X.toarray()
 
 
-def _harmony(task: _Task) -> np.ndarray:
+def harmonised(components: np.ndarray, batches: np.ndarray, *, rng: int) -> np.ndarray:
+    """Components after Harmony, shape `(n_cells, n_comps)`."""
     import harmonypy
 
-    components, names = task.components.astype(np.float64), pd.DataFrame({"batch": task.batches})
+    names = pd.DataFrame({"batch": batches})
+    few = {} if round(len(components) / 30) else {"nclust": 1}  # as many cells has a cluster of Harmony
     with quiet("harmonypy", level=logging.ERROR):
-        few = {} if round(len(components) / 30) else {"nclust": 1}  # as many cells has a cluster of Harmony
-        return harmonypy.run_harmony(components, names, "batch", verbose=False, random_state=task.rng, **few).Z_corr
+        found = harmonypy.run_harmony(
+            components.astype(np.float64), names, "batch", verbose=False, random_state=rng, **few
+        )
+    return found.Z_corr
+
+
+def _harmony(task: _Task) -> np.ndarray:
+    return harmonised(task.components, task.batches, rng=task.rng)
 
 
 def _scvi(task: _Task) -> np.ndarray:

@@ -25,7 +25,7 @@ from scanpy_scgpt._optional import require
 from scanpy_scgpt._validate import check_one_of
 
 from ._glue import glue
-from ._integrate import Integration
+from ._integrate import Integration, harmonised
 from ._modal_task import Task, logged
 
 if TYPE_CHECKING:
@@ -63,14 +63,10 @@ def _pca(task: Task) -> np.ndarray:
 
 
 def _harmony(task: Task) -> np.ndarray:
-    import harmonypy
-
-    x = _pca(task).astype(np.float64)
+    x = _pca(task)
     if len(np.unique(task.groups)) < 2:  # noqa: PLR2004 - nothing to lay over
         return x
-    with quiet("harmonypy", level=logging.ERROR):
-        names = pd.DataFrame({"batch": task.groups})
-        return harmonypy.run_harmony(x, names, "batch", verbose=False, random_state=task.rng).Z_corr
+    return harmonised(x, task.groups, rng=task.rng)
 
 
 def _totalvi_model(task: Task) -> Any:
@@ -108,7 +104,7 @@ def _multivi(task: Task) -> np.ndarray:
             cells.obs_names = pd.RangeIndex(task.n_obs).astype(str)
         for kind, cells in mods.items():
             cells.var_names = [f"{kind}_{i}" for i in range(cells.n_vars)]
-        mods["rna"].obs["batch"] = task.batch
+        mods["rna"].obs["batch"] = task.groups  # batch and modalities, as its authors have it
         both = mudata.MuData(mods)
         where = {"rna_layer": "rna", "atac_layer": "atac", "batch_key": "rna"}
         scvi.model.MULTIVI.setup_mudata(both, batch_key="batch", modalities=where)

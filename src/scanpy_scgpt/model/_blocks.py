@@ -62,11 +62,14 @@ class Block:
         -------
         Float32, shape `(n, n_components)`.
         """
-        values = _prepared(x, self.kind)[:, self.ids]
-        weight = (self.components * self.scale).T
-        center = self.mean
+        there = np.ones(len(self.ids), bool) if measured is None else np.isin(self.ids, measured)
+        weight, center = (self.components * self.scale).T, self.mean
+        if self.kind == "proteins" and there.any() and not there.all():
+            values = sparse.csr_matrix(x, dtype=np.float32).log1p().toarray()[:, self.ids]
+            values = values - (values - self.mean)[:, there].mean(axis=1, keepdims=True)  # what is lacking has no say
+        else:
+            values = _prepared(x, self.kind)[:, self.ids]
         if measured is not None:
-            there = np.isin(self.ids, measured)
             weight, center = weight * there[:, None], np.where(there, center, 0)
         return np.asarray(values @ weight - center @ self.components.T, dtype=np.float32)
 

@@ -11,6 +11,7 @@ import torch
 from scvi.train import merge_kwargs
 
 from scanpy_scgpt._logging import get_logger
+from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.data import InOrder, LabelledCells, batch_loader
 from scanpy_scgpt.io import Checkpoint
 from scanpy_scgpt.metrics import batch_mixing, structure_kept
@@ -20,6 +21,7 @@ from scanpy_scgpt.train import Watch
 from ._blocks import Block, fit_block
 from ._criterion import check_integration, judged, sample, unit
 from ._joint import Joint
+from ._known_batches import EXPRESSION, NETWORK, KnownBatches
 from ._latent import positions_of
 from ._scgpt import SCGPT
 from ._weights import tell, told, untold
@@ -31,14 +33,13 @@ if TYPE_CHECKING:
     from scanpy_scgpt.module.finetune import Objective
 
 logger = get_logger(__name__)
-NETWORK, EXPRESSION = "network", "expression"
 _FITTED = 50_000  # cells that components are fitted on
 _JUDGED = 4_000  # cells that the criterion looks at
 _MARGIN = 0.02  # by which mixing must gain more than structure loses
 _WATCHED = "integration"
 
 
-class SCGPTIntegrator(SCGPT):
+class SCGPTIntegrator(KnownBatches, SCGPT):
     """Lays batches over one another: a fine-tuned transformer beside principal components :cite:p:`Cui2024`.
 
     Training hides genes and predicts them from tokens (`gep`) and from the cell vector (`gepc`), pulls similar cells
@@ -108,6 +109,7 @@ class SCGPTIntegrator(SCGPT):
         self.measured_: dict[str, dict[str, float]] = {}
         self.start_: float | None = None
         self.joint: Joint | None = None
+        self.known_shifts_: dict[str, list[int]] | None = None  # of a query: what came with the reference
         self.other_genes_: list[str] | None = None
 
     @property
@@ -136,8 +138,23 @@ class SCGPTIntegrator(SCGPT):
         *args, **kwargs
             Of :meth:`SCGPT.train`. By default 5 epochs at a rate of 1e-4, cells shown by at most 400 of their genes;
             with `max_epochs=0` the network stays as it is. `early_stopping` and `keep_best` go by the label-free
-            criterion, on cells of `adata`.
+            criterion, on cells of `adata`. The joint space of a query stays that of its reference.
         """
+        former = self.joint
+        if self.known_shifts_ is None and self.adata is not None:
+            self.joint = None  # that of a former training is of another network
+        try:
+            self._train(args, kwargs)
+        except BaseException:
+            self.joint = former
+            raise
+        if self.adata is not None and self.joint is None:
+            self.fit_joint()
+        elif self.known_shifts_ is not None and self.joint is not None:
+            self.joint.forget(self.known_shifts_)  # new batches lie elsewhere now
+            self._pending = True
+
+    def _train(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(("max_epochs", "accelerator", "devices"), args, strict=False)), **kwargs}
         kwargs["max_epochs"] = 5 if given.get("max_epochs") is None else given["max_epochs"]
         self._to_accelerator(given.get("accelerator", "auto"), given.get("devices", "auto"))
@@ -157,8 +174,6 @@ class SCGPTIntegrator(SCGPT):
         else:
             self.is_trained_ = True
             self.module.eval()
-        if self.adata is not None and self.joint is None:
-            self.fit_joint()
 
     def _watched(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Settings of a training that is judged by the label-free criterion."""
@@ -209,6 +224,7 @@ class SCGPTIntegrator(SCGPT):
         coordinates = self._coordinates(cells, np.arange(len(cells)))
         if len(np.unique(codes[codes >= 0])) > 1 and self.integration_["correct"] is not False:
             self.joint.align({name: x[fitted] for name, x in coordinates.items()}, codes[fitted], rng=seed)
+            self.joint.learn(coordinates, codes)  # of small batches that are not among the fitted cells
             if not any(alignment is not None for alignment in self.joint.alignments.values()):
                 logger.warning("%s cells are too few to lay batches over one another: not corrected.", len(fitted))
         elif self.integration_["correct"]:
@@ -292,64 +308,20 @@ class SCGPTIntegrator(SCGPT):
         -------
         Array of float32, shape `(n_cells, n_dims)`: at most `n_components` of expression, then of the network.
         """
+        check_one_of(part, ("joint", NETWORK), name="part")
         if part == NETWORK or kwargs.get("dataloader") is not None or self.joint is None:
             return super().get_latent_representation(adata, indices, batch_size, **kwargs)
-        cells = self._cells(adata)
+        learned, cells = self._learn(), self._cells(adata)
         positions = positions_of(cells, indices)
-        codes = self._batches_of(cells)
-        new = self._has_new(cells, codes)
-        every = self._coordinates(cells, np.arange(len(cells)) if new else positions)
-        if new:
-            self.joint.learn(every, codes)
-            every = {name: x[positions] for name, x in every.items()}
-        vectors = self.joint.joined(every, codes[positions])
-        vectors[~np.isin(positions, self._usable(cells))] = np.nan
+        codes, usable = self._batches_of(cells), self._usable(cells)
+        self._note_unknown(codes[usable], own=adata is None)
+        if learned and adata is None:
+            coordinates = {name: x[positions] for name, x in learned.items()}
+        else:
+            coordinates = self._coordinates(cells, positions)
+        vectors = self.joint.joined(coordinates, codes[positions])
+        vectors[~np.isin(positions, usable)] = np.nan
         return vectors
-
-    def _note_query(self) -> None:
-        field = next((x for x in self.adata_manager.fields if x.registry_key == "batch" and not x.is_empty), None)
-        if field is None or self.joint is None or not self.joint.corrected or not self.batches_:
-            return
-        codes = self.adata.obs.get(field.attr_key)  # of a MuData's RNA it is in the modality
-        if codes is not None and (np.asarray(codes) < 0).all():
-            name = self.adata_manager.registry["setup_args"]["batch_key"]
-            logger.warning(
-                "query: the cells have no batches (the model looked for obs[%r]), so they are not laid over those of "
-                "the model. Name the column, also for one new batch: batch_key='...'.",
-                name,
-            )
-
-    def shared_features(self) -> dict[str, tuple[int, int]]:
-        """By part of the vectors: how many of the features that it goes by the cells of the model have, of how many."""
-        cells, out = self._cells(), {}
-        for name, block in self.joint.blocks.items():
-            part = cells.parts.get(name)
-            measured = cells.measured if name == EXPRESSION else None if part is None else part.measured
-            if measured is not None:
-                out[name] = int(np.isin(block.ids, measured).sum()), len(block.ids)
-        return out
-
-    def batches_of_cells(self) -> list[str]:
-        """Names of the batches that the cells of the model are of."""
-        codes = self._cells().codes.get("batch", np.zeros(0, dtype=np.int64))
-        return [self.batches_[i] for i in np.unique(codes[codes >= 0])]
-
-    def _has_new(self, cells: LabelledCells, codes: np.ndarray) -> bool:
-        """Whether a batch has no shifts yet."""
-        if not self.joint.corrected:
-            return False
-        for name, alignment in self.joint.alignments.items():
-            if alignment is None:
-                continue
-            known = alignment.shifts.any(axis=(1, 2))
-            present = np.unique(codes[(codes >= 0) & self._has(cells, name)])
-            if int(present.max(initial=-1)) >= len(known) or not known[present].all():
-                return True
-        return False
-
-    def _has(self, cells: LabelledCells, name: str) -> np.ndarray:
-        """Cells that have a block, bool, shape `(n_cells,)`."""
-        return np.ones(len(cells), dtype=bool)
 
     def _live_checkpoint(self, name: str | None = None) -> Checkpoint:
         """Without what is told about batches: other functions know no batches."""
@@ -386,6 +358,7 @@ class SCGPTIntegrator(SCGPT):
         return vectors
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        self._learn()
         return {**super()._arrays(), **told(self.module), **({} if self.joint is None else self.joint.arrays())}
 
     def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:

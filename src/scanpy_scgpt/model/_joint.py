@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -72,6 +72,18 @@ class Joint:
             if alignment is not None:
                 there = np.isfinite(coordinates[name]).all(axis=1)
                 self.alignments[name] = alignment.with_batches(coordinates[name][there], batches[there])
+
+    def known(self) -> dict[str, list[int]]:
+        """Codes of the batches that have shifts, by block."""
+        found = {name: alignment for name, alignment in self.alignments.items() if alignment is not None}
+        return {name: np.flatnonzero(x.shifts.any(axis=(1, 2))).tolist() for name, x in found.items()}
+
+    def forget(self, known: Mapping[str, list[int]]) -> None:
+        """Drop the shifts of all batches but these."""
+        for name, alignment in self.alignments.items():
+            if alignment is not None:
+                others = ~np.isin(np.arange(len(alignment.shifts)), known.get(name, []))
+                self.alignments[name] = replace(alignment, shifts=np.where(others[:, None, None], 0, alignment.shifts))
 
     def bridge(
         self,

@@ -26,8 +26,9 @@ from ._blocks import Block, fit_block
 from ._criterion import check_parts
 from ._extend import extended, from_neighbours, from_partners
 from ._impute import Imputed, Imputer, as_target
-from ._integrator import NETWORK, SCGPTIntegrator
+from ._integrator import SCGPTIntegrator
 from ._joint import Joint
+from ._known_batches import NETWORK
 from ._modal_cells import modal_cells
 from ._registry import state_of
 
@@ -306,7 +307,8 @@ class SCGPTMulti(SCGPTIntegrator):
         columns, names = self._targets(cells, to)
         both = there & cells.parts[to].there
         y = as_target(cells.parts[to].counts[both], to)[:, columns].toarray()
-        fitted = Imputer(level=level, rng=self.rng_).fit(x[both], y, self._batches_of(source)[both], names)
+        batches = cells.codes.get("batch", np.zeros(len(cells), dtype=np.int64))
+        fitted = Imputer(level=level, rng=self.rng_).fit(x[both], y, batches[both], names)
         found = np.full((3, len(x), len(names)), np.nan, dtype=np.float32)
         found[:, both] = fitted.of_left_out()
         others = there & ~both

@@ -110,11 +110,11 @@ class QueryMixin:
             if hasattr(reference, name):
                 setattr(model, name, getattr(reference, name))
         model.is_trained_, model.names_labels_ = reference.is_trained_, reference.names_labels_
-        model._note_query()
+        model._as_query()
         return model
 
-    def _note_query(self) -> None:
-        """What a class says about the cells of a query."""
+    def _as_query(self) -> None:
+        """What a class keeps of its reference, and says about the cells of a query."""
 
     @staticmethod
     def _check_setup(adata: AnnData | MuData, setup: Mapping[str, Any]) -> None:

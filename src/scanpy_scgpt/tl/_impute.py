@@ -29,7 +29,7 @@ from scanpy_scgpt.io import Checkpoint
 
 from ._integrate_checks import check_device
 from ._integrators import train
-from ._mudata import BATCH, layers_of, lent
+from ._mudata import layers_of, lent
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -81,6 +81,8 @@ def impute_modality(
         As in :func:`scanpy_scgpt.tl.integrate`.
     max_epochs
         Passes of fine-tuning; 0 leaves the network as it is, which predicted as well as five on the data we measured.
+        More let the network see the modality of all cells that have it, so that what is said of left-out cells is then
+        too good.
     level
         Share of the cells whose value lies inside the interval.
     network_weight
@@ -137,7 +139,8 @@ def impute_modality(
     setup = {"modalities": modalities, "layers": layers_of(mdata, layer), "n_top_peaks": n_top_peaks}
     made = {"network_weight": network_weight, "n_top_genes": n_top_genes, "min_genes": min_genes, "rng": seed % 2**31}
     batches = None if batch_key is None else column_of(mdata, batch_key)
-    with quiet("scvi", "scanpy_scgpt.data.fields"), lent(mdata, batches) as cells:
+    with quiet("scvi", "scanpy_scgpt.data.fields"), lent(mdata, batches, name=batch_key) as cells:
+        setup["batch_key"] = batch_key
         fitted = _fitted(cells, model, setup, made, {"max_epochs": max_epochs, "device": device})
         found = fitted.impute(kind, level=level)
     names = _names(mdata, name, kind, found.features)
@@ -172,7 +175,7 @@ def _fitted(
 ) -> SCGPTMulti:
     from scanpy_scgpt.model import SCGPTMulti
 
-    SCGPTMulti.setup_mudata(cells, batch_key=BATCH if BATCH in cells.obs else None, **setup)
+    SCGPTMulti.setup_mudata(cells, **setup)
     fitted = SCGPTMulti(cells, model=model, **made)
     if training["max_epochs"]:
         train(fitted, {**training, "freeze": (), "early_stopping": True})

@@ -25,10 +25,11 @@ from ._integrate_checks import (
     check_device,
     check_input,
     check_settings,
+    note_empty,
     note_nothing,
     note_unused,
 )
-from ._integrators import of_anndata, of_mudata, trained
+from ._integrators import column_for, of_anndata, of_mudata, trained
 from ._mudata import layers_of, lent
 from ._shallow import shallow
 
@@ -179,6 +180,7 @@ def integrate(
         note_unused(integrate, {**made, **training})
         batches = batches_for(given, batches, adata)
     adata = copied(adata) if copy else adata
+    column = column_for(batch_key, batches, given)
     made |= {"min_genes": 200 if min_genes is None else min_genes, "rng": seed % 2**31}
     training |= {"max_epochs": epochs_for(adata.n_obs) if max_epochs is None else max_epochs}
     training |= {"device": device, "min_genes": min_genes}
@@ -186,8 +188,8 @@ def integrate(
     with fields, quiet("scvi", *(("scanpy_scgpt.model._query",) if given is not None else ())):
         if modal:
             setup = {"modalities": modalities, "layers": layers_of(adata, layer)}
-            with lent(adata, batches) as cells:
-                integrator, where = of_mudata(cells, given, model, made, training, setup), "mod"
+            with lent(adata, batches, name=column) as cells:
+                integrator, where = of_mudata(cells, column, given, model, made, training, setup), "mod"
                 taken = {"modalities": integrator.modalities_}
                 vectors = integrator.get_latent_representation()
                 codes, names = integrator.patterns()
@@ -197,9 +199,10 @@ def integrate(
         else:
             (cells, where), taken = shallow(adata, layer=layer, use_raw=use_raw), {}
             if batches is not None:
-                cells.obs["batch"] = batches.to_numpy()
-            integrator = of_anndata(cells, given, model, made, training)
+                cells.obs[column] = batches.to_numpy()
+            integrator = of_anndata(cells, column, given, model, made, training)
             vectors = integrator.get_latent_representation()
+            note_empty(integrator)
             of_query = {} if given is None else record_of_query(integrator, given, model, batches)
     adata.obsm[keys.obsm] = vectors
     record = {**record_of(integrator, training, given), "source": where, "seed": str(seed)}

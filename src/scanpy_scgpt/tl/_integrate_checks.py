@@ -141,6 +141,16 @@ def batches_for(given: SCGPTIntegrator, batches: pd.Series | None, adata: AnnDat
     return pd.Series(name, index=adata.obs_names)
 
 
+def note_empty(integrator: SCGPTIntegrator) -> None:
+    """Cells of which nothing is known all get one vector."""
+    if n := int((integrator._cells().tokens.lengths == 0).sum()):
+        logger.warning(
+            "integrate: %s cells have no gene of the vocabulary, and their vectors say nothing. Leave them out: "
+            "sc.pp.filter_cells(adata, min_genes=1).",
+            f"{n:,}",
+        )
+
+
 def note_unused(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Arguments that were given and have no effect, since nothing is trained."""
     usual = inspect.signature(function).parameters

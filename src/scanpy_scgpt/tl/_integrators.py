@@ -6,9 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._mudata import BATCH
-
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -42,8 +41,16 @@ def _query(
     return type(integrator).load_query_data(cells, integrator, min_genes=training["min_genes"], **where, **setup)
 
 
+def column_for(batch_key: str | None, batches: pd.Series | None, given: SCGPTIntegrator | None) -> str | None:
+    """Column that the batches are registered under: the user's, or that of the model where batches have no name."""
+    if batches is None or batch_key is not None:
+        return batch_key if batches is not None else None
+    return given.registry_["setup_args"]["batch_key"]
+
+
 def of_mudata(
     mdata: MuData,
+    batch_key: str | None,
     given: SCGPTIntegrator | None,
     model: Any,
     settings: Mapping[str, Any],
@@ -53,11 +60,10 @@ def of_mudata(
     """A trained model on other cells, or one that is trained on these."""
     from scanpy_scgpt.model import SCGPTMulti
 
-    batch = BATCH if BATCH in mdata.obs else None
     if given is not None:
-        said = {**setup, "batch_key": batch}
+        said = {**setup, "batch_key": batch_key}
         return _query(given, mdata, training, {name: value for name, value in said.items() if value is not None})
-    SCGPTMulti.setup_mudata(mdata, batch_key=batch, **setup)
+    SCGPTMulti.setup_mudata(mdata, batch_key=batch_key, **setup)
     integrator = SCGPTMulti(mdata, model=model, **settings)
     train(integrator, training)
     return integrator
@@ -65,6 +71,7 @@ def of_mudata(
 
 def of_anndata(
     cells: AnnData,
+    batch_key: str | None,
     given: SCGPTIntegrator | None,
     model: Any,
     settings: Mapping[str, Any],
@@ -73,10 +80,12 @@ def of_anndata(
     """A trained model on other cells, or one that is trained on these."""
     from scanpy_scgpt.model import SCGPTIntegrator
 
-    batch = "batch" if "batch" in cells.obs else None
     if given is not None:
-        return _query(given, cells, training, {"layer": None, **({} if batch is None else {"batch_key": batch})})
-    SCGPTIntegrator.setup_anndata(cells, batch_key=batch)
+        named = {} if batch_key is None else {"batch_key": batch_key}
+        if given.registry_["setup_args"].get("gene_symbols") not in cells.var:
+            named["gene_symbols"] = None  # then the index has them
+        return _query(given, cells, training, {"layer": None, **named})
+    SCGPTIntegrator.setup_anndata(cells, batch_key=batch_key)
     integrator = SCGPTIntegrator(cells, model=model, **settings)
     train(integrator, training)
     return integrator

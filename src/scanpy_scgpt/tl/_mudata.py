@@ -14,29 +14,28 @@ from scanpy_scgpt._validate import check_one_of
 if TYPE_CHECKING:
     from mudata import MuData
 
-BATCH = "_scgpt_batch"
-"""Column of `mdata.obs` that is there while a MuData is lent."""
-_OBS, _UNS = (BATCH, "_scvi_batch", "_scvi_labels"), ("_scvi_uuid", "_scvi_manager_uuid")
+_OBS, _UNS = ("_scvi_batch", "_scvi_labels"), ("_scvi_uuid", "_scvi_manager_uuid")
 
 
 @contextmanager
-def lent(mdata: MuData, batches: pd.Series | None = None) -> Iterator[MuData]:
-    """The MuData with its batches in `obs["_scgpt_batch"]`; what registering it leaves is taken away again."""
+def lent(mdata: MuData, batches: pd.Series | None = None, *, name: str | None = None) -> Iterator[MuData]:
+    """The MuData with its batches in the column `name` of `obs`; what registering it leaves is taken away again."""
+    columns = _OBS if batches is None else (*_OBS, name)
     tables: list[tuple[Any, str, Any]] = [
-        (table, name, table[name] if name in table else None)  # noqa: SIM401 - a DataFrame has another `get`
-        for table, names in ((mdata.obs, _OBS), (mdata.uns, _UNS))
-        for name in names
+        (table, slot, table[slot] if slot in table else None)  # noqa: SIM401 - a DataFrame has another `get`
+        for table, slots in ((mdata.obs, columns), (mdata.uns, _UNS))
+        for slot in slots
     ]
     if batches is not None:
-        mdata.obs[BATCH] = batches.to_numpy()
+        mdata.obs[name] = batches.to_numpy()
     try:
         yield mdata
     finally:
-        for table, name, former in tables:
+        for table, slot, former in tables:
             if former is not None:
-                table[name] = former
-            elif name in table:
-                del table[name]
+                table[slot] = former
+            elif slot in table:
+                del table[slot]
 
 
 def layers_of(mdata: MuData, layer: str | Mapping[str, str] | None) -> Mapping[str, str] | None:

@@ -178,6 +178,8 @@ def test_imputed_values_beat_the_mean_and_say_how_sure_they_are(cite):
 def test_what_cannot_be_imputed(trained, cite):
     with pytest.raises(ValueError, match=r"to='atac': the cells have 'rna', 'protein'"):
         trained.impute("atac")
+    with pytest.raises(ValueError, match="level=2: a share between 0 and 1"):
+        trained.impute("protein", level=2)
     with pytest.raises(ValueError, match="is the only modality"):
         made(together({"rna": cite["rna"][:30].copy()})).impute("rna")
     few = together({"rna": cite["rna"][:60].copy(), "prot": cite["prot"][50:].copy()})

@@ -45,7 +45,9 @@ class Task:
         if "rna" in self.counts:
             self._keep_variable(n_top_genes)
         codes, listed = patterns(self.there)
-        batch = np.full(self.n_obs, "all") if batch_key is None else column_of(mdata, batch_key).astype(str).to_numpy()
+        batch = np.full(self.n_obs, "all", dtype=object)
+        if batch_key is not None:
+            batch = column_of(mdata, batch_key).astype(object).fillna("unknown_batch").astype(str).to_numpy()
         self.batch = batch
         self.groups = np.asarray([f"{b}|{listed[c]}" for b, c in zip(batch, codes, strict=True)])
 

@@ -80,7 +80,7 @@ def _totalvi_model(task: Task) -> Any:
     )
     scvi.model.TOTALVI.setup_anndata(cells, protein_expression_obsm_key="protein", batch_key="batch")
     model = scvi.model.TOTALVI(cells)
-    model.train(max_epochs=task.max_epochs or 200, accelerator="cpu", **_QUIET)
+    model.train(max_epochs=task.max_epochs, accelerator="cpu", **_QUIET)
     return model
 
 
@@ -110,7 +110,8 @@ def _multivi(task: Task) -> np.ndarray:
         scvi.model.MULTIVI.setup_mudata(both, batch_key="batch", modalities=where)
         sizes = {"n_genes": mods["rna"].n_vars, "n_regions": mods["atac"].n_vars}
         model = scvi.model.MULTIVI(both, **sizes)
-        model.train(max_epochs=task.max_epochs or 200, accelerator="cpu", **_QUIET)
+        given = {} if task.max_epochs is None else {"max_epochs": task.max_epochs}
+        model.train(**given, accelerator="cpu", **_QUIET)
         return model.get_latent_representation()
 
 
@@ -210,7 +211,8 @@ def integrate_modalities(
     n_comps
         Components of each modality.
     max_epochs
-        Of totalVI and MultiVI (200 by default) and GLUE (300), iterations of scMoMaT (4,000).
+        Of totalVI and MultiVI (by default their own number, with early stopping) and GLUE (300), iterations of
+        scMoMaT (4,000).
     rng
         Seed.
 

@@ -287,8 +287,12 @@ class SCGPTMulti(SCGPTIntegrator):
         Raises
         ------
         ValueError
-            When the model does not know the modality, or fewer than 20 cells have it beside another.
+            When the model does not know the modality, fewer than 20 cells have it beside another, or `level` is no
+            share.
         """
+        if isinstance(level, str) or not 0 < level < 1:
+            msg = f"level={level!r}: a share between 0 and 1, such as 0.9."
+            raise ValueError(msg)
         cells = self._cells()
         if to not in cells.parts:
             msg = f"to={to!r}: the cells have {', '.join(map(repr, cells.parts))}. Name one of these."

@@ -6,9 +6,12 @@ import warnings
 
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 
 from scanpy_scgpt import metrics, model, models
+from scanpy_scgpt._modalities import Modality
+from scanpy_scgpt.data.modal_fields import _require_shared
 from scanpy_scgpt.model import _extend
 from scanpy_scgpt.tokenizer import kinds_of_tokens
 
@@ -258,3 +261,15 @@ def test_vectors_of_peaks_from_genes_nearby():
     np.testing.assert_allclose(found[0], table[ids[:2]].mean(axis=0), rtol=1e-4, atol=1e-5)
     assert np.isnan(found[1:]).all()
     assert _extend.from_neighbours(mini, pd.DataFrame(index=genes), ids, ["chr2:1-2"]) is None
+
+
+def test_peaks_of_another_build_are_told_from_chance():
+    rng = np.random.default_rng(0)
+    starts = np.sort(rng.choice(200_000_000, size=40_000, replace=False))
+    here, there = ([f"chr1:{a}-{a + 500}" for a in x] for x in (starts[::2], starts[1::2] + 900))
+    one = Modality("atac", "atac", "")
+    with pytest.raises(ValueError, match=r"overlap those of the model \(.* would by chance\): .* other genome builds"):
+        _require_shared(one, pd.Index(there), list(here))
+    _require_shared(one, pd.Index([f"chr1:{a + 100}-{a + 600}" for a in starts[::2]]), list(here))
+    tiles = [f"chr1:{a}-{a + 5000}" for a in range(0, 100_000_000, 5000)]
+    _require_shared(one, pd.Index(tiles), tiles)

@@ -207,3 +207,13 @@ def test_what_it_saves_knows_the_column_of_the_user(cells, tmp_path, caplog):
     without = model.SCGPTIntegrator.load(tmp_path / "model", adata=adata, accelerator="cpu")
     without.get_latent_representation()
     assert "60 of 60 cells are of no batch that the model knows (it looks for obs['donor'])" in caplog.text
+
+
+def test_columns_that_are_no_batches(cells, caplog):
+    adata = cells[:30].copy()
+    adata.obs["none"] = np.nan
+    with pytest.raises(ValueError, match=r"obs\['none'\] has no value in any cell"):
+        tl.integrate(adata, "none", **FAST)
+    adata.obs["umi"] = np.arange(30) + 0.5
+    tl.integrate(adata, "umi", network_weight=0, **FAST)
+    assert "obs['umi'] has 30 values for 30 cells. Is it a measurement?" in caplog.text

@@ -91,6 +91,16 @@ def permuted(rna):
     return rna
 
 
+def test_a_query_may_lack_one_of_the_modalities_that_were_named(whole, tmp_path):
+    told = {"x": "rna", "y": "protein"}
+    mdata = together(x=whole["rna"][:60].copy(), y=whole["prot"][:60].copy())
+    tl.integrate(mdata, modalities=told, n_components=5, save=tmp_path / "model", **FAST)
+    query = together(x=whole["rna"][60:80].copy())
+    tl.integrate(query, model=tmp_path / "model", device="cpu")
+    assert set(query.obs["scgpt_modalities"]) == {"rna"}
+    assert np.isfinite(query.obsm["X_scgpt_integrated"]).all()
+
+
 def test_what_it_saves_knows_the_column_of_the_user(space, whole):
     mdata = together(rna=whole["rna"][:60].copy(), prot=whole["prot"][:60].copy())
     mdata.mod["rna"].layers["raw"] = mdata.mod["rna"].X.copy()

@@ -42,7 +42,9 @@ class Task:
                 self.counts[one.kind] = stacked[np.where(rows < 0, values.shape[0], rows)]
                 self.features[one.kind] = mod.var_names[mine]
                 self.there[one.kind] = rows >= 0
+        self.depth = np.zeros(self.n_obs, dtype=np.float32)
         if "rna" in self.counts:
+            self.depth = np.asarray(self.counts["rna"].sum(axis=1), dtype=np.float32).ravel()  # of all genes
             self._keep_variable(n_top_genes)
         codes, listed = patterns(self.there)
         batch = np.full(self.n_obs, "all", dtype=object)
@@ -68,7 +70,7 @@ class Task:
         out = {}
         for kind, x in self.counts.items():
             if kind == "rna":
-                out[kind] = logged(x)
+                out[kind] = logged(x, self.depth)
             elif kind == "protein":
                 values = x.log1p().toarray()
                 out[kind] = values - values.mean(axis=1, keepdims=True)
@@ -93,8 +95,8 @@ class Task:
         return out
 
 
-def logged(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Counts per 10,000 of a cell, logged."""
-    total = np.asarray(x.sum(axis=1), dtype=np.float32).ravel()
+def logged(x: sparse.csr_matrix, total: np.ndarray | None = None) -> sparse.csr_matrix:
+    """Counts per 10,000 of a cell, logged; of `total` where these are some of its genes."""
+    total = np.asarray(x.sum(axis=1), dtype=np.float32).ravel() if total is None else total
     factor = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)
     return sparse.csr_matrix(sparse.diags(factor) @ x).log1p()

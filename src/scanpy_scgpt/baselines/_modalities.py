@@ -295,7 +295,10 @@ def impute_modality(
         raise ValueError(msg)
     x = np.concatenate([v for kind, v in task.components.items() if kind != to], axis=1)
     counts = task.counts[to]
-    y = logged(counts) if to == "rna" else counts.log1p() if to == "protein" else (counts > 0).astype(np.float32)
+    if to == "rna":
+        y = logged(counts, task.depth)
+    else:
+        y = counts.log1p() if to == "protein" else (counts > 0).astype(np.float32)
     known, n_near = y[there].toarray(), min(_NEIGHBOURS, int(there.sum()))
     out = {}
     for name in methods:

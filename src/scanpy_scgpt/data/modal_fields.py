@@ -18,6 +18,7 @@ from scanpy_scgpt._modalities import (
     Modality,
     column_of,
     find_modalities,
+    kind_of,
     own_features,
     patterns_of,
     rows_of,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 _FEW_SHARED, _MANY_SHARED = 0.05, 0.5  # share of peaks that overlap those of the model: refused below, said below
+_TIMES_CHANCE, _ELSEWHERE = 2, 5_000_011  # of the share by chance, refused below; bases that peaks are moved by for it
 
 
 class JoinedCategoryField(CategoryField):
@@ -106,9 +108,12 @@ class ModalitiesField(BaseAnnDataField):
         self.gene_symbols, self.n_top_peaks = gene_symbols, n_top_peaks
 
     def found(self, mdata: MuData) -> tuple[Modality, ...]:
-        """Modalities of a MuData: those that were named, if it has them, else by guessing."""
-        named = self.modalities
-        return find_modalities(mdata, named if named and set(named) <= set(mdata.mod) else None)
+        """Modalities of a MuData: those that were named, where it has them, the others by guessing."""
+        named = {name: kind for name, kind in (self.modalities or {}).items() if name in mdata.mod}
+        if named and len(named) < len(self.modalities):
+            others = {name: kind_of(name, mod)[0] for name, mod in mdata.mod.items() if name not in named}
+            named |= {name: kind for name, kind in others.items() if kind not in {None, *named.values()}}
+        return find_modalities(mdata, named or None)
 
     def _require_named(self, mdata: MuData) -> None:
         """Of cells that a model is made from: what was named must be there."""
@@ -278,6 +283,17 @@ def columns_among(kind: Kind, names: pd.Index, features: list[str]) -> np.ndarra
     return out
 
 
+def _n_by_chance(names: pd.Index, features: list[str]) -> int:
+    """Peaks of a model that others overlap when they lie elsewhere."""
+    moved = []
+    for token in (token for token in peak_tokens(names) if token is not None):
+        chromosome, ends = token.split(":")
+        start, end = map(int, ends.split("-"))
+        moved.append(f"{chromosome}:{start + _ELSEWHERE}-{end + _ELSEWHERE}")
+    found = match_peaks(moved, features) if moved else np.zeros(0, dtype=np.int64)
+    return len(np.unique(found[found >= 0]))
+
+
 def _require_shared(one: Modality, names: pd.Index, features: list[str]) -> None:
     found = columns_among(one.kind, names, features)
     n_shared = len(np.unique(found[found >= 0]))
@@ -292,11 +308,12 @@ def _require_shared(one: Modality, names: pd.Index, features: list[str]) -> None
             text = "mdata.mod[%r] has %s of the %s proteins of the model; cells with proteins alone are placed poorly."
             logger.warning(text, one.name, f"{n_shared:,}", f"{len(features):,}")
         return
-    share = n_shared / max(min(len(features), len(names)), 1)
-    if share < _FEW_SHARED:
+    n_least = max(min(len(features), len(names)), 1)
+    share, chance = n_shared / n_least, _n_by_chance(names, features) / n_least
+    if share < max(_FEW_SHARED, min(_TIMES_CHANCE * chance, _MANY_SHARED)):
         msg = (
-            f"{share:.0%} of the peaks of mdata.mod[{one.name!r}] overlap those of the model: the two are of other "
-            "genome builds. Lift the peaks over, or count reads in the peaks of the model."
+            f"{share:.0%} of the peaks of mdata.mod[{one.name!r}] overlap those of the model ({chance:.0%} would by "
+            "chance): the two are of other genome builds. Lift the peaks over, or count reads in those of the model."
         )
         raise ValueError(msg)
     if share < _MANY_SHARED:

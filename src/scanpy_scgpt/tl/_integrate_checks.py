@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 _FEW = 3  # cells of a batch that tell nothing about it
+_CELLS_OF_BATCH = 3  # on average; with fewer a column is hardly one of batches
 
 
 def check_input(
@@ -107,6 +108,16 @@ def _note_batches(column: pd.Series, batch_key: str, *, fitted: bool) -> None:
     """What is unusual about the batches."""
     sizes = column.value_counts()
     sizes = sizes[sizes > 0]
+    if not len(sizes):
+        msg = f"obs[{batch_key!r}] has no value in any cell. Name the column with the batches."
+        raise ValueError(msg)
+    if len(sizes) > _CELLS_OF_BATCH and len(sizes) * _CELLS_OF_BATCH > len(column):
+        logger.warning(
+            "integrate: obs[%r] has %s values for %s cells. Is it a measurement? Batches are names of samples.",
+            batch_key,
+            f"{len(sizes):,}",
+            f"{len(column):,}",
+        )
     if n_missing := int(column.isna().sum()):
         logger.warning(
             "integrate: obs[%r] has %s missing values; these cells are the batch 'unknown_batch'.",

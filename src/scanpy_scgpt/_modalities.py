@@ -141,6 +141,13 @@ def kind_of(name: str, adata: AnnData) -> tuple[Kind | None, str]:
     return None, f"what it is cannot be told: modalities={{{name!r}: 'protein'}}"
 
 
+def with_guesses(mdata: MuData, named: Mapping[str, Kind]) -> dict[str, Kind]:
+    """Kinds of modalities by name: of those that were named and are there, and guesses that add another kind."""
+    known = {name: kind for name, kind in named.items() if name in mdata.mod}
+    guessed = {name: kind_of(name, adata)[0] for name, adata in mdata.mod.items() if name not in known}
+    return {**{name: kind for name, kind in guessed.items() if kind not in {None, *known.values()}}, **known}
+
+
 def own_features(adata: AnnData, kind: Kind) -> np.ndarray:
     """Columns of a modality that are of its kind, bool, shape `(n_vars,)`: tables may hold antibodies among genes."""
     return own_columns(adata.var, kind)

@@ -18,11 +18,11 @@ from scanpy_scgpt._modalities import (
     Modality,
     column_of,
     find_modalities,
-    kind_of,
     own_features,
     patterns_of,
     rows_of,
     values_of,
+    with_guesses,
 )
 from scanpy_scgpt._validate import check_one_of
 from scanpy_scgpt.tokenizer import match_peaks, peak_tokens, protein_tokens
@@ -109,11 +109,10 @@ class ModalitiesField(BaseAnnDataField):
 
     def found(self, mdata: MuData) -> tuple[Modality, ...]:
         """Modalities of a MuData: those that were named, where it has them, the others by guessing."""
-        named = {name: kind for name, kind in (self.modalities or {}).items() if name in mdata.mod}
-        if named and len(named) < len(self.modalities):
-            others = {name: kind_of(name, mod)[0] for name, mod in mdata.mod.items() if name not in named}
-            named |= {name: kind for name, kind in others.items() if kind not in {None, *named.values()}}
-        return find_modalities(mdata, named or None)
+        named, there = self.modalities or {}, set(mdata.mod)
+        if set(named) <= there:
+            return find_modalities(mdata, named or None)
+        return find_modalities(mdata, with_guesses(mdata, named) if set(named) & there else None)
 
     def _require_named(self, mdata: MuData) -> None:
         """Of cells that a model is made from: what was named must be there."""

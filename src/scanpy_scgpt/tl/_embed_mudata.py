@@ -12,7 +12,7 @@ import pandas as pd
 
 from scanpy_scgpt._keys import UNS, EmbedKeys, IntegrateKeys
 from scanpy_scgpt._logging import get_logger, quiet
-from scanpy_scgpt._modalities import Modality, check_mudata, find_modalities, kind_of, patterns_of
+from scanpy_scgpt._modalities import Modality, check_mudata, find_modalities, patterns_of, with_guesses
 from scanpy_scgpt._version import __version__
 from scanpy_scgpt.io import Checkpoint
 
@@ -102,9 +102,7 @@ def _told(mdata: MuData) -> Mapping[str, str] | None:
     told = [one["modalities"] for one in records if set(one.get("modalities", ())) & set(mdata.mod)]
     if not told:
         return None
-    known = {name: str(kind) for name, kind in told[-1].items() if name in mdata.mod}
-    guessed = {name: kind_of(name, adata)[0] for name, adata in mdata.mod.items() if name not in known}
-    return {**{name: kind for name, kind in guessed.items() if kind not in {None, *known.values()}}, **known}
+    return with_guesses(mdata, {name: str(kind) for name, kind in told[-1].items()})
 
 
 def _require_known(parts: Mapping[str, Any], found: Sequence[Modality], checkpoint: Checkpoint) -> None:
